@@ -1,0 +1,121 @@
+//! Sessions, their outcomes, and the other small objects of the protocol.
+
+use bincode::{Decode, Encode};
+
+use crate::error::FormatFault;
+use crate::format::codec;
+use crate::format::envelope::{self, ObjectKind};
+use crate::format::point::{PointRecord, PointStats};
+use crate::format::segment::open_own;
+use crate::id::{ChunkId, PackId, PointId, RepositoryId, SessionId};
+
+/// What a session is going to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum SessionKind {
+    Backup,
+    Prune,
+    Forget,
+    Copy,
+    Repair,
+    Verify,
+    Restore,
+}
+
+/// `sessions/<sid>`: registered work.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct SessionRecord {
+    pub kind: SessionKind,
+    pub host: String,
+    /// Boot id of that host: with it a process id says whether the process can still live.
+    pub boot_id: String,
+    pub process_id: u32,
+    /// Milliseconds since 1970, by that host's clock: for people only, nothing depends on it.
+    pub started_ms: i64,
+    /// Program and version.
+    pub program: String,
+}
+
+/// `outcomes/<sid>`: the one object that decides how a session ended.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Outcome {
+    /// The session made this point, which from now on is complete and durable.
+    Point { record: Box<PointRecord>, stats: PointStats },
+    /// The session (a prune) deletes what its mark names.
+    Sweep { packs: Vec<PackId>, points: Vec<PointId> },
+    /// The session changed what it was to change; its tombstones, segments or damage records count.
+    Done,
+    /// The session is over and nothing of it counts.
+    Abort { by: SessionId, why: String },
+}
+
+/// `gc/<sid>.mark`: what a prune is about to delete.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Mark {
+    pub packs: Vec<PackId>,
+    pub points: Vec<PointId>,
+}
+
+/// `forget/<sid>`: points that are no longer shown. It counts once the outcome of `<sid>` is [`Outcome::Done`].
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Tombstone {
+    pub points: Vec<PointId>,
+    pub reason: String,
+    /// Milliseconds since 1970, for people only.
+    pub time_ms: i64,
+}
+
+/// `bad/<pack id>.<sid>`: chunks of that pack known to be bad; empty = the whole pack.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Damage {
+    pub pack: PackId,
+    pub chunks: Vec<ChunkId>,
+}
+
+macro_rules! object {
+    ($type:ty, $kind:expr) => {
+        impl $type {
+            /// Encodes the whole object.
+            ///
+            /// # Errors
+            /// As [`envelope::wrap`].
+            pub fn to_object(&self, repository: RepositoryId) -> Result<Vec<u8>, FormatFault> {
+                envelope::wrap($kind, repository, &codec::encode(self)?)
+            }
+
+            /// Decodes the whole object, which must belong to `repository`.
+            ///
+            /// # Errors
+            /// Any [`FormatFault`].
+            pub fn from_object(bytes: &[u8], repository: RepositoryId) -> Result<Self, FormatFault> {
+                open_own($kind, bytes, repository)
+            }
+        }
+    };
+}
+
+object!(SessionRecord, ObjectKind::Session);
+object!(Mark, ObjectKind::Mark);
+object!(Tombstone, ObjectKind::Tombstone);
+object!(Damage, ObjectKind::Damage);
+
+impl Outcome {
+    /// Encodes the whole object.
+    ///
+    /// # Errors
+    /// As [`envelope::wrap`].
+    pub fn to_object(&self, repository: RepositoryId) -> Result<Vec<u8>, FormatFault> {
+        envelope::wrap(ObjectKind::Outcome, repository, &codec::encode(self)?)
+    }
+
+    /// Decodes the whole object, which must belong to `repository` and, if it is a point, be a valid one.
+    ///
+    /// # Errors
+    /// Any [`FormatFault`].
+    pub fn from_object(bytes: &[u8], repository: RepositoryId) -> Result<Self, FormatFault> {
+        let outcome: Self = open_own(ObjectKind::Outcome, bytes, repository)?;
+        if let Self::Point { record, .. } = &outcome {
+            record.check()?;
+        }
+        Ok(outcome)
+    }
+}

@@ -1,0 +1,3 @@
+//! The `vmkeep` program.
+
+fn main() {}
