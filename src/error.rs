@@ -168,6 +168,9 @@ impl Error {
             Self::Selector { candidates, .. } if candidates.is_empty() => {
                 Some("`vmkeep points` lists what there is".into())
             }
+            Self::Selector { .. } => {
+                Some("name the point by more digits of its id; DOMAIN~0 is the newest of a domain".into())
+            }
             _ => None,
         }
     }

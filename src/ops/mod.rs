@@ -1,1 +1,49 @@
-//! ops
+//! What can be done with a repository, one verb per file: `verb(&Repository, &VerbOptions, &dyn Monitor)`.
+
+pub mod explain;
+pub mod select;
+
+use serde::Serialize;
+
+use crate::format::point::{Level, PointRecord, PointStats};
+use crate::id::{ChunkId, PackId, PointId};
+
+/// One thing that verify noticed. Findings are data, not errors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The object that is wrong, by its name in the repository.
+    pub object: String,
+    /// What is wrong with it.
+    pub problem: String,
+    pub pack: Option<PackId>,
+    /// Chunks that are lost by it.
+    pub chunks: Vec<ChunkId>,
+    /// What a restore would miss.
+    pub affected: Vec<Affected>,
+}
+
+/// A part of a disk at a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Affected {
+    pub point: PointId,
+    pub domain: String,
+    pub disk: String,
+    /// First byte and length, bytes.
+    pub ranges: Vec<(u64, u64)>,
+}
+
+/// A point as lists show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PointEntry {
+    pub record: PointRecord,
+    pub stats: PointStats,
+}
+
+/// The level that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RequestedLevel {
+    /// Incremental where a valid base exists, else full.
+    #[default]
+    Auto,
+    Is(Level),
+}
