@@ -1,12 +1,20 @@
 //! What can be done with a repository, one verb per file: `verb(&Repository, &VerbOptions, &dyn Monitor)`.
 
+pub mod diff;
 pub mod explain;
+pub mod forget;
+pub mod levels;
+pub mod points;
+mod record;
+pub mod restore;
 pub mod select;
+pub mod verify;
 
 use serde::Serialize;
 
-use crate::format::point::{Level, PointRecord, PointStats};
+use crate::format::point::Level;
 use crate::id::{ChunkId, PackId, PointId};
+pub use crate::repo::PointEntry;
 
 /// One thing that verify noticed. Findings are data, not errors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -30,13 +38,6 @@ pub struct Affected {
     pub disk: String,
     /// First byte and length, bytes.
     pub ranges: Vec<(u64, u64)>,
-}
-
-/// A point as lists show it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PointEntry {
-    pub record: PointRecord,
-    pub stats: PointStats,
 }
 
 /// The level that was asked for.

@@ -1,1 +1,268 @@
-//! repo
+//! The repository: what it holds, how it changes, how it is read.
+//!
+//! * [`catalog`]: outcomes and tombstones, from which the list of points follows
+//! * [`session`]: registered work and the one object that decides how it ended
+//! * [`view`]: which packs a session may rely on
+//! * [`reader`]: chunks, checked against their ids
+//! * [`writer`]: frames, packs and segments of a session
+//! * [`compare`] and [`ingest`]: from a disk's extents to a manifest
+
+pub mod catalog;
+mod compare;
+pub mod ingest;
+mod lookup;
+pub mod reader;
+pub mod session;
+pub mod view;
+pub mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+use crate::chunk::{Cutter, IdHasher};
+use crate::error::{Context, Error, FormatFault, Result};
+use crate::format::config::{Config, CutterParams, StorageTraits};
+use crate::format::envelope::ObjectKind;
+use crate::format::limits::FORMAT_VERSION;
+use crate::format::name::ObjectName;
+use crate::id::{KeyDomainId, RepositoryId};
+use crate::index::Index;
+use crate::manifest::Geometry;
+use crate::monitor::Monitor;
+use crate::storage::Storage;
+
+pub use catalog::{Catalog, PointEntry};
+pub use compare::is_zero;
+
+/// Bytes of a disk that one manifest leaf covers in a new repository. A changed block rewrites its leaf (about
+/// 1.2 KiB) and one node of half a KiB per level; larger leaves make that dearer, smaller ones cut more chunks short.
+const LEAF_LEN: u64 = 1 << 20;
+/// Children of an inner node in a new repository.
+const FANOUT: u32 = 16;
+/// Plaintext of a frame of data in a new repository, bytes: chunks compress together, and are read together.
+const FRAME_TARGET_LEN: u32 = 512 << 10;
+/// Length of a pack in a new repository, bytes.
+const PACK_TARGET_LEN: u64 = 32 << 20;
+/// Bytes of the object that prune gives back first when the storage is full.
+const RESERVE_LEN: usize = 1 << 20;
+
+/// What the library may not find out by itself.
+#[derive(Debug, Clone)]
+pub struct Environment {
+    pub host: String,
+    /// Changes at every boot of the host.
+    pub boot_id: String,
+    pub process_id: u32,
+    /// Program and version, for the records.
+    pub program: String,
+    /// Returns milliseconds since 1970.
+    pub now_ms: fn() -> i64,
+}
+
+/// What `init` can choose.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    pub cutter: CutterParams,
+    /// zstd level of data frames.
+    pub zstd_level: i32,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self { cutter: CutterParams::default(), zstd_level: 3 }
+    }
+}
+
+/// An open repository.
+#[derive(Debug)]
+pub struct Repository {
+    storage: Arc<dyn Storage>,
+    config: Config,
+    environment: Environment,
+    hasher: IdHasher,
+    cutter: Cutter,
+    geometry: Geometry,
+    cache_dir: Option<PathBuf>,
+    index: RwLock<Arc<dyn Index>>,
+}
+
+/// Fills an array with random bytes from the operating system.
+///
+/// # Errors
+/// [`Error::Io`] if the system has none to give.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Error::io("draw", "random bytes", std::io::Error::other(error.to_string())))?;
+    Ok(bytes)
+}
+
+impl Repository {
+    /// Makes a new repository in an empty storage and opens it, without a local index.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] if there is one already; [`Error::Malformed`] for options out of bounds.
+    pub fn create(
+        storage: Box<dyn Storage>,
+        options: &CreateOptions,
+        environment: &Environment,
+    ) -> Result<Self> {
+        let storage: Arc<dyn Storage> = storage.into();
+        let create_if_absent = probe(storage.as_ref())?;
+        let config = Config {
+            format_version: FORMAT_VERSION,
+            repository: RepositoryId::from_bytes(random()?),
+            key_domain: KeyDomainId::from_bytes(random()?),
+            required_features: 0,
+            optional_features: 0,
+            plain_id_key: Some(random()?),
+            created_ms: (environment.now_ms)(),
+            cutter: options.cutter,
+            leaf_len: LEAF_LEN,
+            fanout: FANOUT,
+            frame_target_len: FRAME_TARGET_LEN,
+            pack_target_len: PACK_TARGET_LEN,
+            zstd_level: options.zstd_level,
+            storage: StorageTraits { create_if_absent },
+        };
+        let named = |fault: FormatFault| Error::malformed("the new config", fault);
+        config.check().map_err(named)?;
+        // the reserve first: a repository exists from the moment that its config does, and is complete then
+        match storage.put_new(ObjectName::Reserve, &random_filler()?) {
+            Err(Error::Exists { .. }) | Ok(()) => {}
+            Err(error) => return Err(error),
+        }
+        storage.put_new(ObjectName::Config, &config.to_object().map_err(named)?)?;
+        Self::with_config(storage, config, None, environment)
+    }
+
+    /// Opens a repository. `cache_dir` is where the local index lives; without one it is built in memory.
+    ///
+    /// # Errors
+    /// [`Error::NoRepository`] where there is none, [`Error::Malformed`] for a config that this program cannot read.
+    pub fn open(
+        storage: Box<dyn Storage>,
+        cache_dir: Option<&Path>,
+        environment: &Environment,
+        monitor: &dyn Monitor,
+    ) -> Result<Self> {
+        let storage: Arc<dyn Storage> = storage.into();
+        let bytes = match storage.get(ObjectName::Config, ObjectKind::Config.max_object_len()) {
+            Err(Error::NotFound { .. }) => return Err(Error::NoRepository { url: storage.url() }),
+            other => other?,
+        };
+        let config = Config::from_object(&bytes)
+            .map_err(|fault| Error::malformed(format!("config of {}", storage.url()), fault))?;
+        let repository = Self::with_config(storage, config, cache_dir, environment)?;
+        repository.open_local_index(monitor);
+        Ok(repository)
+    }
+
+    fn with_config(
+        storage: Arc<dyn Storage>,
+        config: Config,
+        cache_dir: Option<&Path>,
+        environment: &Environment,
+    ) -> Result<Self> {
+        // `check` has refused configs without a plain key
+        let key = config.plain_id_key.ok_or_else(|| Error::malformed("config", FormatFault::Seal(1)))?;
+        Ok(Self {
+            hasher: IdHasher::new(key),
+            cutter: Cutter::new(config.cutter)?,
+            geometry: Geometry::of(&config)?,
+            environment: environment.clone(),
+            cache_dir: cache_dir.map(Path::to_path_buf),
+            index: RwLock::new(Arc::new(crate::index::MemoryIndex::default())),
+            storage,
+            config,
+        })
+    }
+
+    /// Returns where it is kept.
+    pub fn storage(&self) -> &dyn Storage {
+        self.storage.as_ref()
+    }
+
+    /// Returns its config.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Returns its id.
+    pub fn id(&self) -> RepositoryId {
+        self.config.repository
+    }
+
+    /// Returns the shape of its manifests.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Returns what makes its chunk ids.
+    pub fn hasher(&self) -> &IdHasher {
+        &self.hasher
+    }
+
+    /// Returns what cuts its content.
+    pub fn cutter(&self) -> &Cutter {
+        &self.cutter
+    }
+
+    /// Returns who is working on it.
+    pub fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// Reads every outcome and tombstone.
+    ///
+    /// # Errors
+    /// A failed listing; an object that cannot be read is reported to the monitor and left out.
+    pub fn catalog(&self, monitor: &dyn Monitor) -> Result<Catalog> {
+        Catalog::load(self.storage(), self.id(), monitor)
+            .context(|| format!("while listing the points of {}", self.storage().url()))
+    }
+}
+
+fn random_filler() -> Result<Vec<u8>> {
+    // not compressible, so that a file system that compresses or deduplicates keeps it at its length
+    let seed: [u8; 32] = random()?;
+    let mut bytes = vec![0; RESERVE_LEN];
+    blake3::Hasher::new_keyed(&seed).finalize_xof().fill(&mut bytes);
+    Ok(bytes)
+}
+
+/// Finds out whether the storage does what the protocol needs, by a heartbeat object of a session that never was.
+///
+/// Returns whether a second create of one name fails.
+fn probe(storage: &dyn Storage) -> Result<bool> {
+    let session = crate::id::SessionId::from_bytes(random()?);
+    let name = ObjectName::Heartbeat(session);
+    let written = b"probe".as_slice();
+    storage.put_new(name, written)?;
+    let outcome = probe_written(storage, name, written);
+    storage.delete(name)?;
+    outcome
+}
+
+fn probe_written(storage: &dyn Storage, name: ObjectName, written: &[u8]) -> Result<bool> {
+    let refused = |reason: &str| Error::Refused {
+        object: storage.url(),
+        reason: reason.into(),
+        hint: Some("vmkeep cannot keep a repository there safely".into()),
+    };
+    if storage.get(name, 64)? != written {
+        return Err(refused("an object that was just written reads differently"));
+    }
+    if storage.get_range(name, 1, 3)? != b"rob" {
+        return Err(refused("reading a part of an object gives other bytes"));
+    }
+    let listed = storage.list(crate::format::name::Folder::Sessions)?;
+    if !listed.iter().any(|object| object.name == name) {
+        return Err(refused("an object that was just written is not listed"));
+    }
+    match storage.put_new(name, b"other") {
+        Err(Error::Exists { .. }) => Ok(true),
+        Ok(()) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

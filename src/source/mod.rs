@@ -4,6 +4,8 @@ use crate::error::Result;
 use crate::extent::{ByteRange, RangeSet};
 use crate::monitor::Monitor;
 
+pub mod qemu_nbd;
+
 pub use crate::extent::Payload;
 
 /// The size of the windows of a disk that no buffer of [`DiskSource::read`] crosses, in bytes.

@@ -1,0 +1,271 @@
+//! What every backup does once it knows its disks: take them in, write the record, commit.
+
+use std::collections::HashSet;
+
+use serde::Serialize;
+
+use crate::error::{Context, Error, Result};
+use crate::format::codec;
+use crate::format::node::ChunkKind;
+use crate::format::point::{
+    Consistency, DiskRecord, FileRecord, Level, Manifest, PointRecord, PointStats, SourceKind,
+};
+use crate::format::session::Outcome;
+use crate::id::{PackId, PointId};
+use crate::monitor::Monitor;
+use crate::ops::diff::diff_manifests;
+use crate::repo::ingest::{IngestInput, ingest, ingest_bytes};
+use crate::repo::reader::ChunkReader;
+use crate::repo::session::Session;
+use crate::repo::view::{Marks, View};
+use crate::repo::writer::{SessionWriter, write_session};
+use crate::repo::{PointEntry, Repository};
+use crate::source::DiskSource;
+
+/// One disk to take in.
+pub(super) struct DiskJob<'a> {
+    pub target: String,
+    pub format: String,
+    pub level: Level,
+    pub full_reason: Option<String>,
+    pub has_bitmap: bool,
+    pub source: &'a mut dyn DiskSource,
+    /// The map to compare with; with `trust_bitmap` the one at whose instant the bitmap began.
+    pub predecessor: Option<Manifest>,
+    pub trust_bitmap: bool,
+}
+
+/// All that is recorded of a point beside its disks.
+#[derive(Debug, Clone)]
+pub(super) struct PointJob {
+    pub domain: String,
+    pub domain_uuid: Option<String>,
+    pub time_ms: i64,
+    pub level: Level,
+    pub base: Option<PointEntry>,
+    pub predecessor: Option<PointId>,
+    pub checkpoint: Option<String>,
+    pub source: SourceKind,
+    pub consistency: Consistency,
+    /// Name and content of small files kept beside the disks.
+    pub files: Vec<(String, Vec<u8>)>,
+    pub xml_inactive: Option<String>,
+    pub xml_live: Option<String>,
+    pub tags: Vec<String>,
+    pub read_limit: Option<u64>,
+}
+
+/// What became of one disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskReport {
+    pub target: String,
+    pub level: Level,
+    /// Why it was read in full although the point is not a full.
+    pub full_reason: Option<String>,
+    /// Bytes; what is stored is only known for the point as a whole.
+    pub stats: PointStats,
+}
+
+/// A point that was made, or with a dry run the one that would have been.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupReport {
+    pub record: PointRecord,
+    pub stats: PointStats,
+    pub disks: Vec<DiskReport>,
+    /// Disks that were left out, and why.
+    pub excluded: Vec<(String, String)>,
+    pub warnings: Vec<String>,
+    pub dry_run: bool,
+}
+
+/// Takes the disks in, makes everything durable and commits the point.
+///
+/// `all_read` is called once nothing more is read from the sources, before the commit.
+///
+/// # Errors
+/// Those of sources and storage; [`Error::Fenced`] by a prune. Nothing is visible of a point that failed.
+pub(super) fn record_point(
+    repository: &Repository,
+    session: Session,
+    view: &View,
+    job: PointJob,
+    mut disks: Vec<DiskJob<'_>>,
+    all_read: &mut dyn FnMut() -> Result<()>,
+    monitor: &dyn Monitor,
+) -> Result<BackupReport> {
+    disks.sort_by(|a, b| a.target.cmp(&b.target));
+    let reader = ChunkReader::new(repository, view);
+    let point = PointId::from(session.id());
+    let ((record, mut reports), written) = write_session(repository, &reader, session.id(), |writer| {
+        let (records, reports) =
+            take_in_disks(repository, &reader, writer, &mut disks, job.read_limit, monitor)?;
+        all_read()?;
+        let files = take_in_files(repository, &reader, writer, &job.files, monitor)?;
+        let record = point_record(repository, point, &job, records, files);
+        record.check().map_err(|fault| Error::malformed(format!("the record of {}", job.domain), fault))?;
+        let copy =
+            codec::encode(&record).map_err(|fault| Error::malformed("the record of the point", fault))?;
+        for part in copy.chunks(crate::format::limits::MAX_CHUNK_LEN as usize) {
+            writer.put_metadata(ChunkKind::Point, part)?;
+        }
+        Ok((record, reports))
+    })?;
+    let mut stats = sum(&reports);
+    stats.stored_bytes = written.data_bytes;
+    stats.metadata_bytes = written.metadata_bytes;
+    if let Some(base) = job.base.as_ref().filter(|_| job.level == Level::Differential) {
+        let reader = reader.with_own_segments(&written.segments)?;
+        for report in &mut reports {
+            let since = since_base(repository, &reader, &base.record, &record, &report.target, monitor)?;
+            report.stats.since_base_bytes = Some(since);
+        }
+        stats.since_base_bytes =
+            Some(reports.iter().filter_map(|report| report.stats.since_base_bytes).sum());
+    }
+    let elapsed = (repository.environment().now_ms)().saturating_sub(job.time_ms);
+    stats.duration_ms = u64::try_from(elapsed).unwrap_or(0);
+    // In order to be crash consistent, in this order: (1) every pack, (2) every segment: both durable, since
+    // `write_session` has returned; (3) look at the marks again; (4) the outcome, which makes the point.
+    monitor.check()?;
+    check_marks(repository, &written.reused)?;
+    let outcome = Outcome::Point { record: Box::new(record.clone()), stats };
+    session.commit(&outcome)?;
+    Ok(BackupReport {
+        record,
+        stats,
+        disks: reports,
+        excluded: Vec::new(),
+        warnings: Vec::new(),
+        dry_run: false,
+    })
+}
+
+/// Fails if a prune that began meanwhile is about to delete a pack that this session relies on.
+fn check_marks(repository: &Repository, reused: &HashSet<PackId>) -> Result<()> {
+    let marks = Marks::load(repository.storage(), repository.id())?;
+    match reused.iter().find(|pack| marks.packs.contains(pack)) {
+        None => Ok(()),
+        Some(pack) => Err(Error::Busy {
+            object: format!("pack {pack}"),
+            why: "a prune that began during this backup is about to rewrite it".into(),
+        }),
+    }
+}
+
+fn take_in_disks(
+    repository: &Repository,
+    reader: &ChunkReader<'_>,
+    writer: &mut SessionWriter<'_>,
+    disks: &mut [DiskJob<'_>],
+    read_limit: Option<u64>,
+    monitor: &dyn Monitor,
+) -> Result<(Vec<DiskRecord>, Vec<DiskReport>)> {
+    let mut records = Vec::new();
+    let mut reports = Vec::new();
+    for disk in disks {
+        let new_before = writer.new_bytes();
+        let label = disk.source.label();
+        let mut input = IngestInput {
+            source: &mut *disk.source,
+            predecessor: disk.predecessor,
+            trust_bitmap: disk.trust_bitmap,
+            read_limit,
+        };
+        let taken = ingest(repository, reader, writer, &mut input, monitor)
+            .context(|| format!("while backing up {label}"))?;
+        records.push(DiskRecord {
+            target: disk.target.clone(),
+            manifest: taken.manifest,
+            format: disk.format.clone(),
+            level: disk.level,
+            full_reason: disk.full_reason.clone(),
+            has_bitmap: disk.has_bitmap,
+        });
+        reports.push(DiskReport {
+            target: disk.target.clone(),
+            level: disk.level,
+            full_reason: disk.full_reason.clone(),
+            stats: PointStats {
+                dirty_bytes: taken.dirty_bytes,
+                read_bytes: taken.read_bytes,
+                changed_bytes: taken.changed_bytes,
+                new_bytes: writer.new_bytes() - new_before,
+                ..PointStats::default()
+            },
+        });
+    }
+    Ok((records, reports))
+}
+
+fn take_in_files(
+    repository: &Repository,
+    reader: &ChunkReader<'_>,
+    writer: &mut SessionWriter<'_>,
+    files: &[(String, Vec<u8>)],
+    monitor: &dyn Monitor,
+) -> Result<Vec<FileRecord>> {
+    let mut records = Vec::new();
+    for (name, bytes) in files {
+        let manifest = ingest_bytes(repository, reader, writer, name, bytes.clone(), monitor)?;
+        records.push(FileRecord { name: name.clone(), manifest });
+    }
+    Ok(records)
+}
+
+fn point_record(
+    repository: &Repository,
+    id: PointId,
+    job: &PointJob,
+    disks: Vec<DiskRecord>,
+    files: Vec<FileRecord>,
+) -> PointRecord {
+    let environment = repository.environment();
+    PointRecord {
+        id,
+        domain: job.domain.clone(),
+        domain_uuid: job.domain_uuid.clone(),
+        time_ms: job.time_ms,
+        level: job.level,
+        base: job.base.as_ref().map(|base| base.record.id),
+        predecessor: job.predecessor,
+        checkpoint: job.checkpoint.clone(),
+        source: job.source,
+        consistency: job.consistency,
+        disks,
+        files,
+        xml_inactive: job.xml_inactive.clone(),
+        xml_live: job.xml_live.clone(),
+        tags: job.tags.clone(),
+        host: environment.host.clone(),
+        program: environment.program.clone(),
+    }
+}
+
+fn sum(reports: &[DiskReport]) -> PointStats {
+    reports.iter().fold(PointStats::default(), |sum, report| PointStats {
+        dirty_bytes: sum.dirty_bytes + report.stats.dirty_bytes,
+        read_bytes: sum.read_bytes + report.stats.read_bytes,
+        changed_bytes: sum.changed_bytes + report.stats.changed_bytes,
+        new_bytes: sum.new_bytes + report.stats.new_bytes,
+        ..sum
+    })
+}
+
+fn since_base(
+    repository: &Repository,
+    reader: &ChunkReader<'_>,
+    base: &PointRecord,
+    record: &PointRecord,
+    target: &str,
+    monitor: &dyn Monitor,
+) -> Result<u64> {
+    let manifest = |record: &PointRecord| {
+        record
+            .disks
+            .iter()
+            .find(|disk| disk.target == target)
+            .map_or(Manifest { size: 0, height: 0, root: None }, |disk| disk.manifest)
+    };
+    let ranges = diff_manifests(repository, reader, &manifest(base), &manifest(record), monitor)?;
+    Ok(ranges.total_bytes())
+}

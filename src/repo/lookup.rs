@@ -1,0 +1,217 @@
+//! Where chunks are: the local index, kept up to date, and what to do when it is no help.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::catalog::{Catalog, Ended};
+use super::view::{Marks, View};
+use super::{Repository, reader};
+use crate::chunk;
+use crate::error::{Error, Result};
+use crate::format::envelope::ObjectKind;
+use crate::format::name::{Folder, ObjectName};
+use crate::format::pack::{PACK_HEADER_LEN, PackHeader, PackTable};
+use crate::format::segment::{Segment, SegmentChunk, SegmentPack};
+use crate::id::{ChunkId, PackId, SegmentId, SessionId};
+use crate::index::{self, Index, Location, MemoryIndex};
+use crate::monitor::Monitor;
+
+impl Repository {
+    /// Opens the index in the cache directory; whatever is wrong with it, there is an index afterwards.
+    pub(super) fn open_local_index(&self, monitor: &dyn Monitor) {
+        let opened = index::open_index(self.cache_dir.as_deref(), self.id());
+        for note in &opened.notes {
+            monitor.note(note);
+        }
+        self.replace_index(opened.index.into());
+    }
+
+    fn replace_index(&self, index: Arc<dyn Index>) {
+        match self.index.write() {
+            Ok(mut slot) => *slot = index,
+            Err(poisoned) => *poisoned.into_inner() = index,
+        }
+    }
+
+    fn current_index(&self) -> Arc<dyn Index> {
+        match self.index.read() {
+            Ok(slot) => Arc::clone(&slot),
+            Err(poisoned) => Arc::clone(&poisoned.into_inner()),
+        }
+    }
+
+    /// Reads marks, then outcomes, then segments, and brings the local index up to date: what a session
+    /// or a reader sees from now on. The order is load-bearing: a pack that a segment places and no mark
+    /// names stays until this session has ended.
+    ///
+    /// # Errors
+    /// A failed listing or read of the storage; never the local index.
+    pub fn refresh(&self, monitor: &dyn Monitor) -> Result<(Catalog, View)> {
+        let marks = Marks::load(self.storage(), self.id())?;
+        let catalog = self.catalog(monitor)?;
+        self.synchronize(&catalog, monitor)?;
+        let view = View::load(self.storage(), self.id(), marks)?;
+        Ok((catalog, view))
+    }
+
+    fn synchronize(&self, catalog: &Catalog, monitor: &dyn Monitor) -> Result<()> {
+        let listed = self.segments()?;
+        let index = self.current_index();
+        if let Err(error) = self.apply_segments(index.as_ref(), &listed, catalog, monitor) {
+            if matches!(error, Error::Cancelled) {
+                return Err(error);
+            }
+            monitor.note(&format!("the local index is not usable and is rebuilt in memory: {error}"));
+            let fresh = Arc::new(MemoryIndex::default());
+            self.apply_segments(fresh.as_ref(), &listed, catalog, monitor)?;
+            self.replace_index(fresh);
+        }
+        Ok(())
+    }
+
+    fn apply_segments(
+        &self,
+        index: &dyn Index,
+        listed: &[SegmentId],
+        catalog: &Catalog,
+        monitor: &dyn Monitor,
+    ) -> Result<()> {
+        let mut load = |id: SegmentId| -> Result<Option<Segment>> {
+            match self.load_segment(id) {
+                Ok(segment) if catalog.ended(segment.owner) == Some(Ended::Committed) => Ok(Some(segment)),
+                Ok(_) | Err(Error::NotFound { .. }) => Ok(None),
+                Err(error @ Error::Malformed { .. }) => {
+                    monitor.warn(&format!("{error}; what it lists is stored again where needed"));
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            }
+        };
+        index::synchronize(index, listed, &mut load, monitor).map(drop)
+    }
+
+    /// Returns the ids of all segments that the storage lists.
+    ///
+    /// # Errors
+    /// A failed listing.
+    pub fn segments(&self) -> Result<Vec<SegmentId>> {
+        let listed = self.storage().list(Folder::Segments)?;
+        Ok(listed
+            .into_iter()
+            .filter_map(|object| match object.name {
+                ObjectName::Segment(id) => Some(id),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Reads a segment and checks that its bytes are those that its name promises.
+    ///
+    /// # Errors
+    /// Those of the storage; [`Error::Malformed`].
+    pub fn load_segment(&self, id: SegmentId) -> Result<Segment> {
+        let name = ObjectName::Segment(id);
+        let bytes = self.storage().get(name, ObjectKind::Segment.max_object_len())?;
+        if blake3::hash(&bytes).as_bytes() != id.as_bytes() {
+            return Err(Error::malformed(name, crate::error::FormatFault::Checksum));
+        }
+        Segment::from_object(&bytes, self.id()).map_err(|fault| Error::malformed(name, fault))
+    }
+
+    /// Returns every place that the index knows for each chunk, in the order asked. A hint: the caller
+    /// checks it against its [`View`].
+    ///
+    /// # Errors
+    /// Those of the index, once a rebuild in memory failed too.
+    pub(super) fn lookup(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>> {
+        let index = self.current_index();
+        match index.lookup(ids) {
+            Ok(found) => Ok(found),
+            Err(_) => {
+                let silent = crate::monitor::Recorder::new();
+                let fresh = Arc::new(MemoryIndex::default());
+                let catalog = self.catalog(&silent)?;
+                self.apply_segments(fresh.as_ref(), &self.segments()?, &catalog, &silent)?;
+                let found = fresh.lookup(ids);
+                self.replace_index(fresh);
+                found
+            }
+        }
+    }
+
+    /// Builds an index of everything that can be found at all: segments whatever became of their owners,
+    /// and the tables of packs that no segment speaks of. Good enough to read, since every chunk is checked
+    /// against its id; never good enough to rely on in a new point.
+    ///
+    /// # Errors
+    /// A failed listing, or a storage that fails for a reason other than a bad object.
+    pub(super) fn index_of_last_resort(&self, monitor: &dyn Monitor) -> Result<MemoryIndex> {
+        let index = MemoryIndex::default();
+        let mut spoken_of: HashSet<PackId> = HashSet::new();
+        for id in self.segments()? {
+            match self.load_segment(id) {
+                Ok(segment) => {
+                    spoken_of.extend(segment.packs.iter().map(|pack| pack.id));
+                    index.apply(id, &segment)?;
+                }
+                Err(Error::Malformed { .. } | Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for listed in self.storage().list(Folder::Packs)? {
+            monitor.check()?;
+            let ObjectName::Pack(id) = listed.name else { continue };
+            if spoken_of.contains(&id) {
+                continue;
+            }
+            match self.read_pack_table(id, listed.len) {
+                Ok((header, table)) => {
+                    // any id will do: this index is not kept
+                    let segment = segment_of_pack(id, listed.len, &header, &table);
+                    index.apply(SegmentId::from_bytes(*id.as_bytes()), &segment)?;
+                }
+                Err(Error::Malformed { .. } | Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(index)
+    }
+
+    /// Reads header and table of a pack of `len` bytes.
+    ///
+    /// # Errors
+    /// Those of the storage; [`Error::Malformed`].
+    pub fn read_pack_table(&self, id: PackId, len: u64) -> Result<(PackHeader, PackTable)> {
+        let name = ObjectName::Pack(id);
+        let mut read = |offset, len| self.storage().get_range(name, offset, len);
+        let header = PackHeader::decode(&read(0, PACK_HEADER_LEN as u64)?)
+            .map_err(|fault| Error::malformed(name, fault))?;
+        reader::check_owner(name, header.repository, self.id())?;
+        let table = chunk::read_pack_table(id, len, &mut read)?;
+        Ok((header, table))
+    }
+}
+
+/// Says in a segment's words what a pack's table says.
+fn segment_of_pack(id: PackId, len: u64, header: &PackHeader, table: &PackTable) -> Segment {
+    let mut chunks: Vec<SegmentChunk> = table
+        .chunks
+        .iter()
+        .map(|chunk| SegmentChunk {
+            id: chunk.id,
+            kind: chunk.kind,
+            pack: 0,
+            frame: chunk.frame,
+            offset: chunk.offset,
+            len: chunk.len,
+        })
+        .collect();
+    chunks.sort_unstable_by_key(|chunk| chunk.id);
+    chunks.dedup_by_key(|chunk| chunk.id);
+    Segment {
+        owner: SessionId::from_bytes([0; 16]),
+        number: 0,
+        packs: vec![SegmentPack { id, kind: header.kind, stored_len: len, frames: table.frames.clone() }],
+        chunks,
+    }
+}

@@ -1,0 +1,185 @@
+//! A session: work that is registered before it begins and ends in exactly one outcome.
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::{Environment, Repository, random};
+use crate::error::{Error, FormatFault, Result};
+use crate::format::envelope::ObjectKind;
+use crate::format::name::ObjectName;
+use crate::format::session::{Outcome, SessionKind, SessionRecord};
+use crate::id::{RepositoryId, SessionId};
+use crate::storage::Storage;
+
+/// How often a session shows that it lives. A prune takes one for dead only after many times this.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A registered session. Dropped without [`Session::commit`], it aborts itself.
+#[derive(Debug)]
+pub struct Session {
+    id: SessionId,
+    repository: RepositoryId,
+    storage: Arc<dyn Storage>,
+    heartbeat: Option<Heartbeat>,
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Heartbeat {
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Heartbeat {
+    fn start(storage: Arc<dyn Storage>, id: SessionId) -> Result<Self> {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let shared = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("heartbeat".into())
+            .spawn(move || {
+                let (stopped, wake) = &*shared;
+                let Ok(mut guard) = stopped.lock() else { return };
+                let mut beat = 0u64;
+                while !*guard {
+                    let Ok((next, timeout)) = wake.wait_timeout(guard, HEARTBEAT_INTERVAL) else { return };
+                    guard = next;
+                    if timeout.timed_out() && !*guard {
+                        beat += 1;
+                        // one lost beat is no harm: the next one follows
+                        let _ = storage.replace(ObjectName::Heartbeat(id), &beat.to_le_bytes());
+                    }
+                }
+            })
+            .map_err(|source| Error::io("start", "the heartbeat", source))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        if let Ok(mut stopped) = self.stop.0.lock() {
+            *stopped = true;
+        }
+        self.stop.1.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // a panic there has been reported by the panic hook already
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Session {
+    /// Registers a session, durably.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    pub fn begin(repository: &Repository, kind: SessionKind) -> Result<Self> {
+        let id = SessionId::from_bytes(random()?);
+        let Environment { host, boot_id, process_id, program, now_ms } = repository.environment();
+        let record = SessionRecord {
+            kind,
+            host: host.clone(),
+            boot_id: boot_id.clone(),
+            process_id: *process_id,
+            started_ms: now_ms(),
+            program: program.clone(),
+        };
+        let name = ObjectName::Session(id);
+        let bytes = record.to_object(repository.id()).map_err(|fault| Error::malformed(name, fault))?;
+        repository.storage.put_new(name, &bytes)?;
+        let mut session = Self {
+            id,
+            repository: repository.id(),
+            storage: Arc::clone(&repository.storage),
+            heartbeat: None,
+            ended: false,
+        };
+        session.heartbeat = Some(Heartbeat::start(Arc::clone(&session.storage), id)?);
+        Ok(session)
+    }
+
+    /// Returns its id.
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// Ends the session by its one outcome. After this returns, the outcome is durable and everything
+    /// that it names counts.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] if somebody else ended the session before; those of the storage.
+    pub fn commit(mut self, outcome: &Outcome) -> Result<()> {
+        let name = ObjectName::Outcome(self.id);
+        let bytes = outcome.to_object(self.repository).map_err(|fault| Error::malformed(name, fault))?;
+        match self.storage.put_new(name, &bytes) {
+            Ok(()) => {}
+            Err(Error::Exists { .. }) => {
+                self.ended = true;
+                return self.check_own_outcome(&bytes);
+            }
+            Err(error) => return Err(error),
+        }
+        self.ended = true;
+        self.unregister();
+        Ok(())
+    }
+
+    /// The name is taken: by this session's own write that seemed to fail, or by an abort.
+    fn check_own_outcome(&mut self, ours: &[u8]) -> Result<()> {
+        let name = ObjectName::Outcome(self.id);
+        let found = self.storage.get(name, ObjectKind::Outcome.max_object_len())?;
+        if found == ours {
+            self.unregister();
+            return Ok(());
+        }
+        match Outcome::from_object(&found, self.repository) {
+            Ok(Outcome::Abort { by, why }) => {
+                self.unregister();
+                Err(Error::Fenced { session: self.id, by: format!("session {by}"), why })
+            }
+            Ok(_) => Err(Error::malformed(
+                name,
+                FormatFault::Invalid { what: "the outcome", found: "another session's".into() },
+            )),
+            Err(fault) => Err(Error::malformed(name, fault)),
+        }
+    }
+
+    /// Ends the session so that nothing of it counts.
+    ///
+    /// # Errors
+    /// Those of the storage; an outcome that is there already is none.
+    pub fn abort(mut self, why: &str) -> Result<()> {
+        self.abort_once(why)
+    }
+
+    fn abort_once(&mut self, why: &str) -> Result<()> {
+        self.ended = true;
+        let name = ObjectName::Outcome(self.id);
+        let outcome = Outcome::Abort { by: self.id, why: why.into() };
+        let bytes = outcome.to_object(self.repository).map_err(|fault| Error::malformed(name, fault))?;
+        match self.storage.put_new(name, &bytes) {
+            Ok(()) | Err(Error::Exists { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        self.unregister();
+        Ok(())
+    }
+
+    /// Takes the registration away. If that fails, the next prune does it: the outcome has decided.
+    fn unregister(&mut self) {
+        self.heartbeat = None;
+        let _ = self.storage.delete(ObjectName::Heartbeat(self.id));
+        let _ = self.storage.delete(ObjectName::Session(self.id));
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !self.ended {
+            // if even this fails, the session is one that a kill has left: the next prune ends it
+            let _ = self.abort_once("the work failed or was cancelled");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Which packs a session may rely on: listed, in no mark, not known to be bad.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::error::{Error, Result};
+use crate::format::envelope::ObjectKind;
+use crate::format::name::{Folder, ObjectName};
+use crate::format::session::{Damage, Mark};
+use crate::id::{ChunkId, PackId, PointId, RepositoryId};
+use crate::index::Location;
+use crate::storage::Storage;
+
+/// What is known to be bad in a pack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Bad {
+    Whole,
+    Chunks(HashSet<ChunkId>),
+}
+
+/// The marks at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Marks {
+    pub packs: HashSet<PackId>,
+    pub points: HashSet<PointId>,
+}
+
+impl Marks {
+    /// Reads every mark.
+    ///
+    /// # Errors
+    /// A failed listing or read; a mark that cannot be decoded, since what it names may be deleted any moment.
+    pub fn load(storage: &dyn Storage, repository: RepositoryId) -> Result<Self> {
+        let mut marks = Self::default();
+        for listed in storage.list(Folder::Marks)? {
+            let bytes = match storage.get(listed.name, ObjectKind::Mark.max_object_len()) {
+                // that prune is over
+                Err(Error::NotFound { .. }) => continue,
+                other => other?,
+            };
+            let mark = Mark::from_object(&bytes, repository)
+                .map_err(|fault| Error::malformed(listed.name, fault))?;
+            marks.packs.extend(mark.packs);
+            marks.points.extend(mark.points);
+        }
+        Ok(marks)
+    }
+}
+
+/// What a session saw when it began.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    packs: HashMap<PackId, u64>,
+    marks: Marks,
+    bad: HashMap<PackId, Bad>,
+}
+
+impl View {
+    /// Reads damage records and the listing of packs; `marks` must have been read before (protocol: marks
+    /// first, then segments, then what they speak of).
+    ///
+    /// # Errors
+    /// A failed listing or read. A damage record that cannot be decoded condemns its whole pack.
+    pub fn load(storage: &dyn Storage, repository: RepositoryId, marks: Marks) -> Result<Self> {
+        let mut bad: HashMap<PackId, Bad> = HashMap::new();
+        for listed in storage.list(Folder::Damage)? {
+            let ObjectName::Damage(pack, _) = listed.name else { continue };
+            let bytes = match storage.get(listed.name, ObjectKind::Damage.max_object_len()) {
+                Err(Error::NotFound { .. }) => continue,
+                other => other?,
+            };
+            let chunks = match Damage::from_object(&bytes, repository) {
+                Ok(damage) if !damage.chunks.is_empty() => damage.chunks,
+                _ => {
+                    bad.insert(pack, Bad::Whole);
+                    continue;
+                }
+            };
+            if let Bad::Chunks(known) = bad.entry(pack).or_insert_with(|| Bad::Chunks(HashSet::new())) {
+                known.extend(chunks);
+            }
+        }
+        let mut packs = HashMap::new();
+        for listed in storage.list(Folder::Packs)? {
+            if let ObjectName::Pack(id) = listed.name {
+                packs.insert(id, listed.len);
+            }
+        }
+        Ok(Self { packs, marks, bad })
+    }
+
+    /// Returns the packs that the storage holds, with their lengths in bytes.
+    pub fn packs(&self) -> &HashMap<PackId, u64> {
+        &self.packs
+    }
+
+    /// Returns the marks that were there.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
+    /// Returns true if a chunk can be read from there: the pack is there and long enough.
+    pub fn is_readable(&self, location: &Location) -> bool {
+        self.packs.get(&location.pack).is_some_and(|len| location.frame.end() <= *len)
+    }
+
+    /// Returns true if a new point may rely on a chunk there: readable, unmarked, not known to be bad.
+    pub fn is_usable(&self, id: &ChunkId, location: &Location) -> bool {
+        let good = match self.bad.get(&location.pack) {
+            None => true,
+            Some(Bad::Whole) => false,
+            Some(Bad::Chunks(chunks)) => !chunks.contains(id),
+        };
+        good && self.is_readable(location) && !self.marks.packs.contains(&location.pack)
+    }
+}

@@ -1,0 +1,373 @@
+//! Writing a session's chunks: frames are compressed by workers, collected into packs, packs are put, and
+//! only then the segments that list them.
+//!
+//! ```text
+//! body (caller's thread) ── RawFrame ──► compress × cores ── EncodedFrame ──► pack thread ──► storage
+//! ```
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Mutex;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::reader::ChunkReader;
+use super::{Repository, random};
+use crate::chunk::{EncodedFrame, FinishedPack, FrameBuilder, PackBuilder, RawFrame};
+use crate::error::{Error, Result};
+use crate::format::limits::SEGMENT_TARGET_CHUNKS;
+use crate::format::name::ObjectName;
+use crate::format::node::ChunkKind;
+use crate::format::pack::PackKind;
+use crate::format::segment::{Segment, SegmentChunk, SegmentPack};
+use crate::id::{ChunkId, PackId, SegmentId, SessionId};
+use crate::manifest::NodeWriter;
+
+/// Frames that wait for compression: 4 × about 0.6 MiB.
+const RAW_QUEUE: usize = 4;
+/// Frames that wait for the pack thread: 8 × at most 0.6 MiB.
+const ENCODED_QUEUE: usize = 8;
+/// Frames between body and pack in all, so that one slow worker does not let the others pile up: 16 × 0.6 MiB.
+const FRAMES_IN_FLIGHT: usize = 16;
+/// Plaintext of a frame of metadata, bytes: nodes are read one by one and hardly compress.
+const METADATA_FRAME_LEN: u32 = 64 << 10;
+
+/// What a session put into the repository.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// Bytes of data packs.
+    pub data_bytes: u64,
+    /// Bytes of metadata packs and segments.
+    pub metadata_bytes: u64,
+    pub segments: Vec<SegmentId>,
+    /// Older packs that the session's manifests rely on.
+    pub reused: HashSet<PackId>,
+}
+
+/// The first failure of any worker: what the others meet afterwards only follows from it.
+#[derive(Debug, Default)]
+struct FirstFailure(Mutex<Option<Error>>);
+
+impl FirstFailure {
+    fn set(&self, error: Error) {
+        if let Ok(mut slot) = self.0.lock() {
+            slot.get_or_insert(error);
+        }
+    }
+
+    fn take(&self) -> Option<Error> {
+        self.0.lock().ok().and_then(|mut slot| slot.take())
+    }
+}
+
+struct Job<T> {
+    sequence: u64,
+    kind: PackKind,
+    frame: T,
+}
+
+/// Takes chunks of a running session; used by one thread.
+pub struct SessionWriter<'a> {
+    reader: &'a ChunkReader<'a>,
+    hasher: crate::chunk::IdHasher,
+    data: FrameBuilder,
+    metadata: FrameBuilder,
+    frames: Sender<Job<RawFrame>>,
+    permits: Sender<()>,
+    sequence: u64,
+    /// Chunks of this session, which no index knows before the commit: 32 bytes each.
+    pending: HashSet<ChunkId>,
+    reused: HashSet<PackId>,
+    new_bytes: u64,
+}
+
+impl std::fmt::Debug for SessionWriter<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionWriter").field("pending", &self.pending.len()).finish_non_exhaustive()
+    }
+}
+
+impl SessionWriter<'_> {
+    /// Returns the bytes of disk content that the repository did not have.
+    pub fn new_bytes(&self) -> u64 {
+        self.new_bytes
+    }
+
+    /// Returns true if the session itself has stored the chunk.
+    pub fn is_pending(&self, id: &ChunkId) -> bool {
+        self.pending.contains(id)
+    }
+
+    /// Stores a chunk of disk content unless `known` says in which older pack it is, or the session has it.
+    ///
+    /// # Errors
+    /// The failure of a worker; the chunk's own if it exceeds the format's bounds.
+    pub fn put_data(&mut self, id: ChunkId, plain: &[u8], known: Option<PackId>) -> Result<()> {
+        if let Some(pack) = known {
+            self.reused.insert(pack);
+            return Ok(());
+        }
+        if !self.pending.insert(id) {
+            return Ok(());
+        }
+        self.new_bytes += plain.len() as u64;
+        if let Some(frame) = self.data.push(ChunkKind::Data, id, plain)? {
+            self.send(PackKind::Data, frame)?;
+        }
+        Ok(())
+    }
+
+    /// Stores a chunk of metadata, in two packs, unless it is known.
+    ///
+    /// # Errors
+    /// As [`SessionWriter::put_data`].
+    pub fn put_metadata(&mut self, kind: ChunkKind, plain: &[u8]) -> Result<ChunkId> {
+        let id = self.hasher.chunk_id(kind, plain);
+        if self.pending.contains(&id) {
+            return Ok(id);
+        }
+        if let Some(pack) = self.reader.known(kind, &[id])?.pop().flatten() {
+            self.reused.insert(pack);
+            return Ok(id);
+        }
+        self.pending.insert(id);
+        if let Some(frame) = self.metadata.push(kind, id, plain)? {
+            self.send(PackKind::Metadata, frame)?;
+        }
+        Ok(id)
+    }
+
+    fn send(&mut self, kind: PackKind, frame: RawFrame) -> Result<()> {
+        let sequence = self.sequence;
+        self.sequence += 1;
+        // the receivers are gone only after a failure, which `write_session` reports in place of this
+        self.permits.send(()).map_err(|_| Error::Cancelled)?;
+        self.frames.send(Job { sequence, kind, frame }).map_err(|_| Error::Cancelled)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if let Some(frame) = self.data.flush() {
+            self.send(PackKind::Data, frame)?;
+        }
+        if let Some(frame) = self.metadata.flush() {
+            self.send(PackKind::Metadata, frame)?;
+        }
+        Ok(())
+    }
+}
+
+impl NodeWriter for SessionWriter<'_> {
+    fn write_node(&mut self, plain: Vec<u8>) -> Result<ChunkId> {
+        self.put_metadata(ChunkKind::Node, &plain)
+    }
+}
+
+/// Runs `body` with a writer, then waits until every chunk, pack and segment is durable.
+///
+/// # Errors
+/// The first failure of body or workers. Whatever was stored by then is referred to by nothing.
+pub fn write_session<T>(
+    repository: &Repository,
+    reader: &ChunkReader<'_>,
+    session: SessionId,
+    body: impl FnOnce(&mut SessionWriter<'_>) -> Result<T>,
+) -> Result<(T, Written)> {
+    let failure = FirstFailure::default();
+    let result = std::thread::scope(|scope| {
+        let (raw_sender, raw_receiver) = bounded::<Job<RawFrame>>(RAW_QUEUE);
+        let (encoded_sender, encoded_receiver) = bounded::<Job<EncodedFrame>>(ENCODED_QUEUE);
+        let (permit_sender, permit_receiver) = bounded::<()>(FRAMES_IN_FLIGHT);
+        let level = repository.config().zstd_level;
+        for _ in 0..worker_count() {
+            let (frames, encoded, failure) = (raw_receiver.clone(), encoded_sender.clone(), &failure);
+            scope.spawn(move || compress(&frames, &encoded, level, failure));
+        }
+        drop((raw_receiver, encoded_sender));
+        let failed = &failure;
+        let packer = scope.spawn(move || {
+            let result = Packer::new(repository, session).run(&encoded_receiver, &permit_receiver);
+            result.map_err(|error| failed.set(error))
+        });
+        let mut writer = SessionWriter {
+            reader,
+            hasher: repository.hasher().clone(),
+            data: FrameBuilder::new(repository.config().frame_target_len),
+            metadata: FrameBuilder::new(METADATA_FRAME_LEN),
+            frames: raw_sender,
+            permits: permit_sender,
+            sequence: 0,
+            pending: HashSet::new(),
+            reused: HashSet::new(),
+            new_bytes: 0,
+        };
+        let result = body(&mut writer).and_then(|value| writer.flush().map(|()| value));
+        let reused = std::mem::take(&mut writer.reused);
+        // closes the queue: workers and pack thread finish what is in it and end
+        drop(writer);
+        let written = packer.join();
+        let value = result?;
+        match written {
+            Ok(Ok(written)) => Ok((value, Written { reused, ..written })),
+            // the failure is in its slot
+            Ok(Err(())) => Err(Error::Cancelled),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    });
+    match failure.take() {
+        Some(error) => Err(error),
+        None => result,
+    }
+}
+
+/// Returns how many threads a stage that computes gets.
+pub(super) fn worker_count() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(1, 16)
+}
+
+fn compress(
+    frames: &Receiver<Job<RawFrame>>,
+    encoded: &Sender<Job<EncodedFrame>>,
+    level: i32,
+    failure: &FirstFailure,
+) {
+    for job in frames {
+        match job.frame.encode(level) {
+            Ok(frame) => {
+                let job = Job { sequence: job.sequence, kind: job.kind, frame };
+                if encoded.send(job).is_err() {
+                    return;
+                }
+            }
+            Err(error) => return failure.set(error),
+        }
+    }
+}
+
+/// Collects frames into packs and packs into segments.
+struct Packer<'a> {
+    repository: &'a Repository,
+    session: SessionId,
+    data: Option<PackBuilder>,
+    metadata: Option<PackBuilder>,
+    packs: Vec<SegmentPack>,
+    chunks: Vec<SegmentChunk>,
+    segment_number: u32,
+    written: Written,
+}
+
+impl<'a> Packer<'a> {
+    fn new(repository: &'a Repository, session: SessionId) -> Self {
+        Self {
+            repository,
+            session,
+            data: None,
+            metadata: None,
+            packs: Vec::new(),
+            chunks: Vec::new(),
+            segment_number: 0,
+            written: Written::default(),
+        }
+    }
+
+    fn run(mut self, frames: &Receiver<Job<EncodedFrame>>, permits: &Receiver<()>) -> Result<Written> {
+        // workers finish out of order; frames go into packs in the order of the disk
+        let mut early = BTreeMap::new();
+        let mut next = 0;
+        for job in frames {
+            early.insert(job.sequence, job);
+            while let Some(job) = early.remove(&next) {
+                next += 1;
+                permits.recv().map_err(|_| Error::Cancelled)?;
+                self.push(job.kind, &job.frame)?;
+            }
+        }
+        if !early.is_empty() {
+            // a compressor failed and its frame is missing: its error is the one that counts
+            return Err(Error::Cancelled);
+        }
+        self.finish_pack(PackKind::Data)?;
+        self.finish_pack(PackKind::Metadata)?;
+        self.finish_segment()?;
+        Ok(self.written)
+    }
+
+    fn slot(&mut self, kind: PackKind) -> &mut Option<PackBuilder> {
+        match kind {
+            PackKind::Data => &mut self.data,
+            PackKind::Metadata => &mut self.metadata,
+        }
+    }
+
+    fn push(&mut self, kind: PackKind, frame: &EncodedFrame) -> Result<()> {
+        let target = self.repository.config().pack_target_len;
+        let repository = self.repository.id();
+        let slot = self.slot(kind);
+        let builder = match slot {
+            Some(builder) => builder,
+            None => slot.insert(PackBuilder::new(kind, repository, random()?)),
+        };
+        builder.push(frame)?;
+        if builder.is_full(target) {
+            self.finish_pack(kind)?;
+        }
+        Ok(())
+    }
+
+    fn finish_pack(&mut self, kind: PackKind) -> Result<()> {
+        let Some(builder) = self.slot(kind).take() else { return Ok(()) };
+        let pack = builder.finish()?;
+        self.put(&pack)?;
+        if kind == PackKind::Metadata {
+            let twin = pack.twin(random()?)?;
+            self.put(&twin)?;
+        }
+        if self.chunks.len() >= SEGMENT_TARGET_CHUNKS {
+            self.finish_segment()?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, pack: &FinishedPack) -> Result<()> {
+        self.repository.storage().put_new(ObjectName::Pack(pack.id), &pack.bytes)?;
+        let stored_len = pack.bytes.len() as u64;
+        match pack.kind {
+            PackKind::Data => self.written.data_bytes += stored_len,
+            PackKind::Metadata => self.written.metadata_bytes += stored_len,
+        }
+        let number = u32::try_from(self.packs.len()).unwrap_or(u32::MAX);
+        self.chunks.extend(pack.table.chunks.iter().map(|chunk| SegmentChunk {
+            id: chunk.id,
+            kind: chunk.kind,
+            pack: number,
+            frame: chunk.frame,
+            offset: chunk.offset,
+            len: chunk.len,
+        }));
+        let frames = pack.table.frames.clone();
+        self.packs.push(SegmentPack { id: pack.id, kind: pack.kind, stored_len, frames });
+        Ok(())
+    }
+
+    /// Puts the segment of the packs so far. They are durable: `put_new` has returned for each.
+    fn finish_segment(&mut self) -> Result<()> {
+        if self.packs.is_empty() {
+            return Ok(());
+        }
+        let mut chunks = std::mem::take(&mut self.chunks);
+        chunks.sort_unstable_by_key(|chunk| (chunk.id, chunk.pack));
+        let segment = Segment {
+            owner: self.session,
+            number: self.segment_number,
+            packs: std::mem::take(&mut self.packs),
+            chunks,
+        };
+        self.segment_number += 1;
+        let bytes = segment
+            .to_object(self.repository.id())
+            .map_err(|fault| Error::malformed("the new segment", fault))?;
+        let id = SegmentId::from_bytes(*blake3::hash(&bytes).as_bytes());
+        self.repository.storage().put_new(ObjectName::Segment(id), &bytes)?;
+        self.written.metadata_bytes += bytes.len() as u64;
+        self.written.segments.push(id);
+        Ok(())
+    }
+}
