@@ -1,3 +1,11 @@
-//! The `vmkeep` program.
+//! The `vmkeep` program: arguments in, library calls, text or JSON out.
 
-fn main() {}
+#![deny(unsafe_code)]
+// as in the library: unit tests may panic, the program may not
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

@@ -17,8 +17,6 @@ mod moment;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-
 use jiff::ZonedDateTime;
 
 pub use self::moment::{Moment, parse_moments};
@@ -210,17 +208,8 @@ fn no_such_disk(entry: &PointEntry, disk: &str) -> Error {
 }
 
 fn refuse(entries: &[PointEntry], text: &str, found: &[Selected<'_>], now: &ZonedDateTime) -> Error {
-    // by time, the same point with and without a disk side by side
-    let mut points: BTreeMap<(i64, PointId), Vec<Selected<'_>>> = BTreeMap::new();
-    for selected in found {
-        let record = &selected.entry.record;
-        points.entry((record.time_ms, record.id)).or_default().push(*selected);
-    }
-    let candidates = points
-        .values()
-        .flatten()
-        .map(|selected| describe(entries, selected.entry, selected.disk, now))
-        .collect();
+    let candidates =
+        found.iter().map(|selected| describe(entries, selected.entry, selected.disk, now)).collect();
     Error::Selector { selector: text.to_owned(), candidates }
 }
 
