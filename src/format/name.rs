@@ -94,6 +94,21 @@ impl fmt::Display for ObjectName {
 }
 
 impl ObjectName {
+    /// Returns the folder it is in; `None` at the top level.
+    pub const fn folder(self) -> Option<Folder> {
+        Some(match self {
+            Self::Config | Self::Reserve => return None,
+            Self::Key(_) => Folder::Keys,
+            Self::Pack(_) => Folder::Packs,
+            Self::Segment(_) => Folder::Segments,
+            Self::Session(_) | Self::Heartbeat(_) => Folder::Sessions,
+            Self::Outcome(_) => Folder::Outcomes,
+            Self::Mark(_) => Folder::Marks,
+            Self::Tombstone(_) => Folder::Tombstones,
+            Self::Damage(..) => Folder::Damage,
+        })
+    }
+
     /// Takes a path apart; `None` for a name that no object has (left-over temporary files, foreign files).
     pub fn parse(path: &str) -> Option<Self> {
         let Some((folder, rest)) = path.split_once('/') else {
@@ -146,7 +161,9 @@ mod tests {
             ObjectName::Tombstone(sid),
             ObjectName::Damage(pack, sid),
         ] {
-            assert_eq!(ObjectName::parse(&name.to_string()), Some(name));
+            let path = name.to_string();
+            assert_eq!(ObjectName::parse(&path), Some(name));
+            assert_eq!(name.folder().map(Folder::as_str), path.split_once('/').map(|(folder, _)| folder));
         }
     }
 

@@ -1,5 +1,6 @@
 //! What can be done with a repository, one verb per file: `verb(&Repository, &VerbOptions, &dyn Monitor)`.
 
+pub mod backup;
 pub mod diff;
 pub mod explain;
 pub mod forget;

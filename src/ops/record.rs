@@ -78,6 +78,55 @@ pub struct BackupReport {
     pub dry_run: bool,
 }
 
+/// One disk that a dry run looked at.
+#[derive(Debug)]
+pub(super) struct PlannedDisk {
+    pub target: String,
+    pub format: String,
+    /// Bytes.
+    pub size: u64,
+    pub level: Level,
+    pub full_reason: Option<String>,
+    pub stats: PointStats,
+}
+
+/// Returns what a dry run found: a record without an id, of disks without content.
+///
+/// # Errors
+/// [`Error::Malformed`] if the point could not be recorded: a name is too long, or no name.
+pub(super) fn planned_report(
+    repository: &Repository,
+    job: &PointJob,
+    disks: Vec<PlannedDisk>,
+) -> Result<BackupReport> {
+    let records = disks.iter().map(|disk| DiskRecord {
+        target: disk.target.clone(),
+        manifest: Manifest { size: disk.size, height: 0, root: None },
+        format: disk.format.clone(),
+        level: disk.level,
+        full_reason: disk.full_reason.clone(),
+        has_bitmap: false,
+    });
+    let record = point_record(repository, PointId::from_bytes([0; 16]), job, records.collect(), Vec::new());
+    let reports: Vec<DiskReport> = disks
+        .into_iter()
+        .map(|disk| DiskReport {
+            target: disk.target,
+            level: disk.level,
+            full_reason: disk.full_reason,
+            stats: disk.stats,
+        })
+        .collect();
+    Ok(BackupReport {
+        record,
+        stats: sum(&reports),
+        disks: reports,
+        excluded: Vec::new(),
+        warnings: Vec::new(),
+        dry_run: true,
+    })
+}
+
 /// Takes the disks in, makes everything durable and commits the point.
 ///
 /// `all_read` is called once nothing more is read from the sources, before the commit.

@@ -2,6 +2,7 @@
 //!
 //! * [`catalog`]: outcomes and tombstones, from which the list of points follows
 //! * [`session`]: registered work and the one object that decides how it ended
+//! * [`lock`]: one backup of a domain at a time on one host
 //! * [`view`]: which packs a session may rely on
 //! * [`reader`]: chunks, checked against their ids
 //! * [`writer`]: frames, packs and segments of a session
@@ -10,6 +11,7 @@
 pub mod catalog;
 mod compare;
 pub mod ingest;
+pub mod lock;
 mod lookup;
 pub mod reader;
 pub mod session;

@@ -4,6 +4,8 @@ use crate::error::Result;
 use crate::extent::{ByteRange, RangeSet};
 use crate::monitor::Monitor;
 
+pub mod image;
+pub mod nbd;
 pub mod qemu_nbd;
 
 pub use crate::extent::Payload;

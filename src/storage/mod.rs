@@ -3,9 +3,13 @@
 //! One narrow trait; its contract is in the comments, and one conformance suite
 //! ([`conformance`], used by the tests of every storage) holds each storage to it.
 
-use std::fmt;
+pub mod local;
+pub mod memory;
 
-use crate::error::Result;
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
 use crate::format::name::{Folder, ObjectName};
 
 /// An object met in a listing.
@@ -73,4 +77,46 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Error::Io`](crate::error::Error::Io).
     fn sync_deletes(&self, folder: Folder) -> Result<()>;
+}
+
+/// Returns the path that a URL names: a plain path or `file:///path`.
+///
+/// # Errors
+/// [`Error::Usage`] for a URL of a kind that this program does not know.
+fn local_path(url: &str) -> Result<PathBuf> {
+    if url.is_empty() {
+        return Err(Error::Usage("the name of the repository is empty".into()));
+    }
+    if let Some(path) = url.strip_prefix("file://") {
+        if !path.starts_with('/') {
+            return Err(Error::Usage(format!("{url} names a host; only file:///PATH is a local repository")));
+        }
+        return Ok(PathBuf::from(path));
+    }
+    // a path may hold a colon; what looks like a scheme may not be taken for a directory's name
+    let scheme = url.split_once(':').map(|(scheme, _)| scheme);
+    match scheme {
+        Some(
+            scheme @ ("s3" | "gs" | "azure" | "sftp" | "http" | "https" | "rest" | "rclone" | "b2" | "swift"),
+        ) => Err(Error::Usage(format!(
+            "{url}: storage of kind {scheme} is not supported; use a local directory"
+        ))),
+        _ => Ok(PathBuf::from(url)),
+    }
+}
+
+/// Opens the storage that a URL names.
+///
+/// # Errors
+/// [`Error::Usage`] for a URL of an unknown kind; [`Error::NoRepository`] where there is no directory.
+pub fn open_url(url: &str) -> Result<Box<dyn Storage>> {
+    Ok(Box::new(local::LocalStorage::open(&local_path(url)?)?))
+}
+
+/// Makes an empty storage where a URL says.
+///
+/// # Errors
+/// [`Error::Usage`] for a URL of an unknown kind; [`Error::Exists`] or [`Error::Refused`] where there is something already.
+pub fn create_url(url: &str) -> Result<Box<dyn Storage>> {
+    Ok(Box::new(local::LocalStorage::create(&local_path(url)?)?))
 }

@@ -1,0 +1,466 @@
+//! A domain in memory, with dirty bitmaps that work as QEMU's do, against a `Vec<u8>` model.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::error::Result;
+use crate::extent::{ByteRange, Payload, RangeSet};
+use crate::format::point::{Consistency, Level, SourceKind};
+use crate::format::session::SessionKind;
+use crate::id::PointId;
+use crate::monitor::{Monitor, Recorder};
+use crate::ops::levels::{self, disk_manifest, newest_manifest};
+use crate::ops::record::{DiskJob, PointJob, record_point};
+use crate::ops::restore::{ImageFormat, RestoreOptions, RestoreOutput, restore};
+use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
+use crate::ops::{RequestedLevel, diff, forget};
+use crate::repo::session::Session;
+use crate::repo::{CreateOptions, Environment, Repository};
+use crate::source::{DiskSource, READ_WINDOW};
+use crate::storage::memory::MemoryStorage;
+
+/// What one bit of a dirty bitmap stands for.
+const GRANULARITY: u64 = 65536;
+const BLOCK: u64 = 4096;
+const DOMAIN: &str = "model";
+
+static CLOCK: AtomicI64 = AtomicI64::new(1_000_000);
+
+fn environment() -> Environment {
+    Environment {
+        host: "host".into(),
+        boot_id: "boot".into(),
+        process_id: 1,
+        program: "test".into(),
+        now_ms: || CLOCK.fetch_add(1000, Ordering::Relaxed),
+    }
+}
+
+/// A disk of the model.
+#[derive(Debug, Clone, Default)]
+struct Disk {
+    content: Vec<u8>,
+    /// By checkpoint, what was written since.
+    bitmaps: BTreeMap<String, RangeSet>,
+}
+
+impl Disk {
+    fn change(&mut self, offset: u64, len: u64, change: impl FnOnce(&mut [u8])) {
+        let size = self.content.len() as u64;
+        let (start, end) = (offset.min(size), (offset + len).min(size));
+        let Some(range) = ByteRange::between(start, end) else { return };
+        change(&mut self.content[start as usize..end as usize]);
+        for bitmap in self.bitmaps.values_mut() {
+            *bitmap = bitmap.union(&[range].into_iter().collect()).aligned_out(GRANULARITY, size);
+        }
+    }
+}
+
+/// A disk's content at one instant.
+struct Frozen {
+    content: Vec<u8>,
+    dirty: Option<RangeSet>,
+    read_bytes: u64,
+}
+
+impl DiskSource for Frozen {
+    fn label(&self) -> String {
+        "model".into()
+    }
+
+    fn size(&self) -> u64 {
+        self.content.len() as u64
+    }
+
+    fn dirty(&mut self, _monitor: &dyn Monitor) -> Result<Option<RangeSet>> {
+        Ok(self.dirty.clone())
+    }
+
+    fn data(&mut self, within: &RangeSet, _monitor: &dyn Monitor) -> Result<RangeSet> {
+        // as coarse as an image's clusters
+        let clusters = self.content.chunks(GRANULARITY as usize).enumerate();
+        let data: RangeSet = clusters
+            .filter(|(_, cluster)| cluster.iter().any(|byte| *byte != 0))
+            .filter_map(|(no, cluster)| ByteRange::new(no as u64 * GRANULARITY, cluster.len() as u64))
+            .collect();
+        Ok(data.intersection(within))
+    }
+
+    fn read(
+        &mut self,
+        ranges: &RangeSet,
+        _monitor: &dyn Monitor,
+        sink: &mut dyn FnMut(ByteRange, Payload) -> Result<()>,
+    ) -> Result<()> {
+        for range in ranges.iter() {
+            let mut start = range.start();
+            while start < range.end() {
+                let end = range.end().min((start / READ_WINDOW + 1) * READ_WINDOW);
+                let part = ByteRange::between(start, end).unwrap();
+                self.read_bytes += part.len();
+                sink(part, Payload::Data(self.content[start as usize..end as usize].to_vec()))?;
+                start = end;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A point of the model: what a restore must give.
+struct Kept {
+    id: PointId,
+    level: Level,
+    contents: BTreeMap<String, Vec<u8>>,
+}
+
+struct World {
+    storage: MemoryStorage,
+    repository: Repository,
+    disks: BTreeMap<String, Disk>,
+    kept: Vec<Kept>,
+    checkpoints: u32,
+}
+
+impl World {
+    fn new(sizes: &[u64]) -> Self {
+        let storage = MemoryStorage::new();
+        let options = CreateOptions::default();
+        let repository = Repository::create(Box::new(storage.clone()), &options, &environment()).unwrap();
+        let disks = sizes.iter().enumerate().map(|(no, size)| {
+            let content = vec![0; *size as usize];
+            (format!("vd{}", char::from(b'a' + no as u8)), Disk { content, bitmaps: BTreeMap::new() })
+        });
+        Self { storage, repository, disks: disks.collect(), kept: Vec::new(), checkpoints: 0 }
+    }
+
+    fn disk(&mut self, no: usize) -> &mut Disk {
+        let no = no % self.disks.len();
+        self.disks.values_mut().nth(no).unwrap()
+    }
+
+    /// Opens the repository anew: what only the process knew is gone.
+    fn reopen(&mut self) {
+        let storage = Box::new(self.storage.clone());
+        self.repository = Repository::open(storage, None, &environment(), &Recorder::new()).unwrap();
+    }
+
+    fn backup(&mut self, level: RequestedLevel) -> BackupReport {
+        let monitor = Recorder::new();
+        let session = Session::begin(&self.repository, SessionKind::Backup).unwrap();
+        let (catalog, view) = self.repository.refresh(&monitor).unwrap();
+        let points = usable_points(&catalog, &view, DOMAIN);
+        let mut plan = levels::plan(&points, level, false, None).unwrap();
+        self.checkpoints += 1;
+        let checkpoint = plan.leaves_checkpoint.then(|| format!("c{}", self.checkpoints));
+        let mut sources: Vec<(String, Frozen, Option<String>)> = Vec::new();
+        for (target, disk) in &mut self.disks {
+            let served = plan.tracked.iter().filter_map(|entry| entry.record.checkpoint.clone());
+            let served = served.into_iter().find(|name| disk.bitmaps.contains_key(name));
+            let dirty = served.as_ref().map(|name| disk.bitmaps[name].clone());
+            sources.push((
+                target.clone(),
+                Frozen { content: disk.content.clone(), dirty, read_bytes: 0 },
+                served,
+            ));
+            if let Some(name) = &checkpoint {
+                disk.bitmaps.insert(name.clone(), RangeSet::new());
+            }
+        }
+        plan.settle(sources.iter().any(|(_, _, served)| served.is_some()));
+        let job = PointJob {
+            domain: DOMAIN.into(),
+            domain_uuid: None,
+            time_ms: (self.repository.environment().now_ms)(),
+            level: plan.level,
+            base: plan.base.clone(),
+            predecessor: points.last().map(|entry| entry.record.id),
+            checkpoint: checkpoint.clone(),
+            source: SourceKind::Running,
+            consistency: Consistency::Crash,
+            files: vec![("nvram".into(), vec![7; 3000])],
+            xml_inactive: Some("<domain/>".into()),
+            xml_live: None,
+            tags: Vec::new(),
+            read_limit: None,
+        };
+        let disks = sources.iter_mut().map(|(target, source, served)| {
+            let owner = served.as_deref().and_then(|name| plan.owner_of(name));
+            let predecessor = match owner {
+                Some(entry) => disk_manifest(entry, target),
+                None => newest_manifest(&points, target),
+            };
+            DiskJob {
+                target: target.clone(),
+                format: "qcow2".into(),
+                level: plan.level,
+                full_reason: None,
+                has_bitmap: checkpoint.is_some(),
+                source,
+                predecessor,
+                trust_bitmap: served.is_some(),
+            }
+        });
+        let disks = disks.collect();
+        let report =
+            record_point(&self.repository, session, &view, job, disks, &mut || Ok(()), &monitor).unwrap();
+        let keep = levels::checkpoints_to_keep(&points, plan.level, checkpoint.as_deref());
+        for disk in self.disks.values_mut() {
+            disk.bitmaps.retain(|name, _| keep.contains(name));
+        }
+        let contents = self.disks.iter().map(|(target, disk)| (target.clone(), disk.content.clone()));
+        self.kept.push(Kept { id: report.record.id, level: plan.level, contents: contents.collect() });
+        assert_eq!(monitor.warnings(), Vec::<String>::new());
+        report
+    }
+
+    fn check_restore(&self, no: usize) {
+        let kept = &self.kept[no];
+        let directory = tempfile::tempdir().unwrap();
+        let catalog = self.repository.catalog(&Recorder::new()).unwrap();
+        let options = RestoreOptions {
+            output: RestoreOutput::Directory(directory.path().into()),
+            disks: Vec::new(),
+            format: ImageFormat::Raw,
+            force: false,
+            dry_run: false,
+        };
+        let record = &catalog.point(kept.id).unwrap().record;
+        restore(&self.repository, record, &options, &Recorder::new()).unwrap();
+        for (target, content) in &kept.contents {
+            let found = std::fs::read(directory.path().join(format!("{target}.raw"))).unwrap();
+            assert_eq!(found.len(), content.len(), "size of {target}");
+            let wrong = found.iter().zip(content).position(|(a, b)| a != b);
+            assert_eq!(wrong, None, "{target} of point {no} differs");
+        }
+        assert_eq!(std::fs::read(directory.path().join("nvram")).unwrap(), vec![7; 3000]);
+    }
+
+    /// Whatever differs is in the diff.
+    fn check_diff(&self, a: usize, b: usize) {
+        let monitor = Recorder::new();
+        let catalog = self.repository.catalog(&monitor).unwrap();
+        let record = |no: usize| &catalog.point(self.kept[no].id).unwrap().record;
+        let found = diff::diff_points(&self.repository, record(a), record(b), None, &monitor).unwrap();
+        for (target, after) in &self.kept[b].contents {
+            let before = &self.kept[a].contents[target];
+            let ranges: &[(u64, u64)] =
+                found.iter().find(|disk| disk.disk == *target).map_or(&[], |disk| &disk.ranges);
+            let listed: RangeSet =
+                ranges.iter().filter_map(|(start, len)| ByteRange::new(*start, *len)).collect();
+            let size = before.len().max(after.len());
+            for start in (0..size).step_by(BLOCK as usize) {
+                let end = (start + BLOCK as usize).min(size);
+                let block = |content: &[u8]| {
+                    let mut block = vec![0; end - start];
+                    let have = content.get(start..end.min(content.len())).unwrap_or_default();
+                    block[..have.len()].copy_from_slice(have);
+                    block
+                };
+                let range: RangeSet = ByteRange::between(start as u64, end as u64).into_iter().collect();
+                if block(before) != block(after) {
+                    assert!(!listed.intersection(&range).is_empty(), "{target}: {start} is missing");
+                }
+            }
+        }
+    }
+
+    fn check_all(&self) {
+        for no in 0..self.kept.len() {
+            self.check_restore(no);
+        }
+        let options = VerifyOptions { level: VerifyLevel::Data, points: Vec::new() };
+        let report = verify(&self.repository, &options, &Recorder::new()).unwrap();
+        assert_eq!(report.findings, []);
+    }
+}
+
+fn noise(seed: u64, bytes: &mut [u8]) {
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(bytes);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Content that only this seed and length have.
+    Write {
+        disk: usize,
+        offset: u64,
+        len: u64,
+        seed: u64,
+    },
+    Zero {
+        disk: usize,
+        offset: u64,
+        len: u64,
+    },
+    /// What stands elsewhere, maybe on another disk, block-aligned.
+    Copy {
+        from: usize,
+        to: usize,
+        offset: u64,
+        target: u64,
+        len: u64,
+    },
+    Resize {
+        disk: usize,
+        size: u64,
+    },
+    Backup(RequestedLevel),
+    LoseBitmaps {
+        disk: usize,
+    },
+    Reopen,
+    Restore(usize),
+    Diff(usize, usize),
+    Forget(usize),
+}
+
+const SIZE: u64 = 5 << 20;
+
+fn step() -> impl Strategy<Value = Step> {
+    let disk = 0..2usize;
+    let offset = prop_oneof![2 => 0..SIZE, 1 => (0..SIZE / BLOCK).prop_map(|no| no * BLOCK)];
+    let len = prop_oneof![3 => 1..20_000u64, 1 => 1..(2u64 << 20)];
+    let level = prop_oneof![
+        Just(RequestedLevel::Auto),
+        Just(RequestedLevel::Is(Level::Full)),
+        Just(RequestedLevel::Is(Level::Incremental)),
+        Just(RequestedLevel::Is(Level::Differential)),
+        Just(RequestedLevel::Is(Level::Latest)),
+        Just(RequestedLevel::Is(Level::Copy)),
+    ];
+    prop_oneof![
+        5 => (disk.clone(), offset.clone(), len.clone(), 0..8u64)
+            .prop_map(|(disk, offset, len, seed)| Step::Write { disk, offset, len, seed }),
+        2 => (disk.clone(), offset.clone(), len.clone())
+            .prop_map(|(disk, offset, len)| Step::Zero { disk, offset, len }),
+        2 => (disk.clone(), disk.clone(), 0..SIZE / BLOCK, 0..SIZE / BLOCK, len)
+            .prop_map(|(from, to, offset, target, len)| Step::Copy {
+                from, to, offset: offset * BLOCK, target: target * BLOCK, len,
+            }),
+        1 => (disk.clone(), 0..SIZE).prop_map(|(disk, size)| Step::Resize { disk, size: size / 512 * 512 }),
+        5 => level.prop_map(Step::Backup),
+        1 => disk.prop_map(|disk| Step::LoseBitmaps { disk }),
+        1 => Just(Step::Reopen),
+        2 => any::<usize>().prop_map(Step::Restore),
+        2 => (any::<usize>(), any::<usize>()).prop_map(|(a, b)| Step::Diff(a, b)),
+        1 => any::<usize>().prop_map(Step::Forget),
+    ]
+}
+
+fn apply(world: &mut World, step: Step) {
+    match step {
+        Step::Write { disk, offset, len, seed } => {
+            world.disk(disk).change(offset, len, |bytes| noise(seed, bytes));
+        }
+        Step::Zero { disk, offset, len } => world.disk(disk).change(offset, len, |bytes| bytes.fill(0)),
+        Step::Copy { from, to, offset, target, len } => {
+            let source = &world.disk(from).content;
+            let start = (offset as usize).min(source.len());
+            let copy = source[start..(start + len as usize).min(source.len())].to_vec();
+            world.disk(to).change(target, copy.len() as u64, |bytes| {
+                let len = bytes.len();
+                bytes.copy_from_slice(&copy[..len]);
+            });
+        }
+        Step::Resize { disk, size } => {
+            let disk = world.disk(disk);
+            if size < disk.content.len() as u64 {
+                // a disk that shrinks is another disk
+                disk.bitmaps.clear();
+            }
+            disk.content.resize(size as usize, 0);
+        }
+        Step::Backup(level) => {
+            world.backup(level);
+        }
+        Step::LoseBitmaps { disk } => world.disk(disk).bitmaps.clear(),
+        Step::Reopen => world.reopen(),
+        Step::Restore(no) if !world.kept.is_empty() => world.check_restore(no % world.kept.len()),
+        Step::Diff(a, b) if !world.kept.is_empty() => {
+            let count = world.kept.len();
+            world.check_diff(a % count, b % count);
+        }
+        Step::Forget(no) if !world.kept.is_empty() => {
+            let kept = world.kept.remove(no % world.kept.len());
+            forget::forget(&world.repository, &[kept.id], "test", false, &Recorder::new()).unwrap();
+        }
+        Step::Restore(_) | Step::Diff(..) | Step::Forget(_) => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_point_restores_whatever_happened(
+        sizes in prop::collection::vec(0..SIZE / 512, 2),
+        steps in prop::collection::vec(step(), 1..30),
+    ) {
+        let sizes: Vec<u64> = sizes.into_iter().map(|sectors| sectors * 512).collect();
+        let mut world = World::new(&sizes);
+        for step in steps {
+            apply(&mut world, step);
+        }
+        world.reopen();
+        world.check_all();
+    }
+}
+
+fn write(world: &mut World, offset: u64, len: u64, seed: u64) {
+    world.disk(0).change(offset, len, |bytes| noise(seed, bytes));
+}
+
+#[test]
+fn a_week_of_levels_stores_nothing_twice() {
+    let mut world = World::new(&[64 << 20]);
+    let level = RequestedLevel::Is;
+    write(&mut world, 0, 8 << 20, 1);
+    let full = world.backup(level(Level::Full));
+    assert_eq!(full.stats.new_bytes, 8 << 20);
+    for (day, wanted) in [Level::Incremental, Level::Incremental, Level::Differential, Level::Incremental]
+        .into_iter()
+        .enumerate()
+    {
+        // a day writes 40 KiB of its own
+        write(&mut world, (16 << 20) + day as u64 * (1 << 20), 40 << 10, 100 + day as u64);
+        let report = world.backup(level(wanted));
+        assert_eq!(report.record.level, wanted);
+        assert_eq!(report.stats.new_bytes, 40 << 10, "day {day}");
+        assert_eq!(report.stats.dirty_bytes, 64 << 10, "day {day} reads what its own day wrote");
+        assert_eq!(report.stats.changed_bytes, 40 << 10);
+        if wanted == Level::Differential {
+            assert_eq!(report.stats.since_base_bytes, Some(3 * (40 << 10)));
+        }
+    }
+    let quiet = world.backup(level(Level::Differential));
+    assert_eq!((quiet.stats.dirty_bytes, quiet.stats.new_bytes, quiet.stats.stored_bytes), (0, 0, 0));
+    assert_eq!(quiet.stats.since_base_bytes, Some(4 * (40 << 10)));
+    assert_eq!(quiet.record.base, Some(full.record.id));
+    // a database's page inside a dirty extent
+    world.disk(0).change((16 << 20) + 8192, 4096, |bytes| noise(9, bytes));
+    let page = world.backup(level(Level::Incremental));
+    assert_eq!((page.stats.dirty_bytes, page.stats.changed_bytes), (65536, 4096));
+    assert!(page.stats.new_bytes <= 40 << 10, "{:?}", page.stats);
+    for point in world.kept.drain(..6).collect::<Vec<_>>() {
+        forget::forget(&world.repository, &[point.id], "test", false, &Recorder::new()).unwrap();
+    }
+    world.check_all();
+}
+
+#[test]
+fn the_same_content_elsewhere_is_stored_once() {
+    let mut world = World::new(&[16 << 20, 16 << 20]);
+    write(&mut world, 0, 8 << 20, 1);
+    world.backup(RequestedLevel::Auto);
+    let copy = world.disk(0).content[..8 << 20].to_vec();
+    world.disk(1).change(2 << 20, 8 << 20, |bytes| bytes.copy_from_slice(&copy));
+    let report = world.backup(RequestedLevel::Auto);
+    assert_eq!(report.record.level, Level::Incremental);
+    assert_eq!(report.stats.changed_bytes, 8 << 20);
+    assert_eq!(report.stats.new_bytes, 0);
+    assert_eq!(world.kept[0].level, Level::Full);
+    world.check_all();
+}

@@ -1,0 +1,159 @@
+//! Raw image files and block devices.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::{DiskSource, Payload, READ_WINDOW};
+use crate::error::{Error, Result};
+use crate::extent::{ByteRange, RangeSet};
+use crate::monitor::Monitor;
+
+/// Format of an image file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageFileFormat {
+    Raw,
+    Qcow2,
+}
+
+impl ImageFileFormat {
+    /// Returns the name that QEMU gives it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+fn refused(path: &Path, reason: &str) -> Error {
+    Error::Refused { object: path.display().to_string(), reason: reason.into(), hint: None }
+}
+
+fn open(path: &Path) -> Result<File> {
+    // not blocking: a pipe is refused below, and must not hang us here
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(|error| Error::io("open", path.display(), error))
+}
+
+/// Looks at the first bytes of a file: qcow2, or else raw.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn detect_format(path: &Path) -> Result<ImageFileFormat> {
+    let mut magic = Vec::new();
+    open(path)?.take(4).read_to_end(&mut magic).map_err(|error| Error::io("read", path.display(), error))?;
+    Ok(if magic == b"QFI\xfb" { ImageFileFormat::Qcow2 } else { ImageFileFormat::Raw })
+}
+
+/// Opens an image file.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Refused`] for what is no regular file.
+pub fn open_image(
+    path: &Path,
+    format: ImageFileFormat,
+    _monitor: &dyn Monitor,
+) -> Result<Box<dyn DiskSource>> {
+    if format == ImageFileFormat::Qcow2 {
+        return Err(Error::Usage("qcow2 images are not supported by this build".into()));
+    }
+    let file = open(path)?;
+    let found = file.metadata().map_err(|error| Error::io("look at", path.display(), error))?;
+    if !found.is_file() {
+        return Err(refused(path, "it is no regular file"));
+    }
+    Ok(Box::new(ImageFile { path: path.to_path_buf(), file, size: found.len(), has_holes: true }))
+}
+
+/// Opens a block device.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Refused`] for what is no block device.
+pub fn open_block(path: &Path) -> Result<Box<dyn DiskSource>> {
+    let mut file = open(path)?;
+    let found = file.metadata().map_err(|error| Error::io("look at", path.display(), error))?;
+    if !found.file_type().is_block_device() {
+        return Err(refused(path, "it is no block device"));
+    }
+    let size =
+        file.seek(SeekFrom::End(0)).map_err(|error| Error::io("find the size of", path.display(), error))?;
+    Ok(Box::new(ImageFile { path: path.to_path_buf(), file, size, has_holes: false }))
+}
+
+/// A raw image.
+struct ImageFile {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    has_holes: bool,
+}
+
+impl DiskSource for ImageFile {
+    fn label(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn dirty(&mut self, _monitor: &dyn Monitor) -> Result<Option<RangeSet>> {
+        Ok(None)
+    }
+
+    fn data(&mut self, within: &RangeSet, monitor: &dyn Monitor) -> Result<RangeSet> {
+        if !self.has_holes {
+            return Ok(within.clone());
+        }
+        let mut data = RangeSet::new();
+        let mut position = 0;
+        while position < self.size {
+            monitor.check()?;
+            let start = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(position)) {
+                Ok(start) => start,
+                Err(Errno::NXIO) => break,
+                Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(within.clone()),
+                Err(errno) => return Err(Error::io("find the data of", self.path.display(), errno.into())),
+            };
+            let end = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Hole(start))
+                .map_err(|errno| Error::io("find the holes of", self.path.display(), errno.into()))?;
+            if let Some(range) = ByteRange::between(start.min(self.size), end.min(self.size)) {
+                data.push(range);
+            }
+            position = end.max(position + 1);
+        }
+        Ok(data.intersection(within))
+    }
+
+    fn read(
+        &mut self,
+        ranges: &RangeSet,
+        monitor: &dyn Monitor,
+        sink: &mut dyn FnMut(ByteRange, Payload) -> Result<()>,
+    ) -> Result<()> {
+        for range in ranges.iter() {
+            let mut start = range.start();
+            while start < range.end() {
+                monitor.check()?;
+                let end = range.end().min((start / READ_WINDOW + 1) * READ_WINDOW);
+                let Some(part) = ByteRange::between(start, end) else { break };
+                let mut bytes = vec![0; usize::try_from(part.len()).unwrap_or(0)];
+                self.file
+                    .read_exact_at(&mut bytes, start)
+                    .map_err(|error| Error::io("read", self.path.display(), error))?;
+                sink(part, Payload::Data(bytes))?;
+                start = end;
+            }
+        }
+        Ok(())
+    }
+}

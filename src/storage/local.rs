@@ -1,0 +1,332 @@
+//! A directory as storage.
+//!
+//! An object is written to a temporary file in `tmp/`, synced, and then given its name by a rename that fails
+//! if the name is taken; then the directory is synced. After a crash an object is there as a whole or not at all,
+//! and one whose `put_new` returned is there.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{CWD, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::{Listed, Storage};
+use crate::error::{Error, FormatFault, Result};
+use crate::format::name::{Folder, ObjectName};
+
+/// Where files live that have no name yet.
+const TEMPORARY: &str = "tmp";
+
+/// Distinguishes the temporary files of one process.
+static NEXT_TEMPORARY: AtomicU64 = AtomicU64::new(0);
+
+/// Objects as files below one directory.
+#[derive(Debug)]
+pub struct LocalStorage {
+    root: PathBuf,
+}
+
+/// A file that is removed unless it was given a name.
+struct Temporary {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.keep {
+            // one left over takes space and does no harm: no listing shows it
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|source| Error::io("sync", path.display(), source))
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(Error::io("create", path.display(), error)),
+    }
+}
+
+impl LocalStorage {
+    /// Opens a directory; whether it holds a repository is not looked at.
+    ///
+    /// # Errors
+    /// [`Error::NoRepository`] if there is no such directory; [`Error::Io`].
+    pub fn open(root: &Path) -> Result<Self> {
+        match std::fs::metadata(root) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return Err(Error::NoRepository { url: root.display().to_string() }),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Err(Error::NoRepository { url: root.display().to_string() });
+            }
+            Err(error) => return Err(Error::io("open", root.display(), error)),
+        }
+        // absolute: the process may change its directory
+        let root = std::path::absolute(root)
+            .map_err(|error| Error::io("find the path of", root.display(), error))?;
+        Ok(Self { root })
+    }
+
+    /// Makes a directory with its folders, durably. It may exist if nothing is in it but the folders of an
+    /// attempt that was cut short.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] if a repository is there; [`Error::Refused`] if anything else is; [`Error::Io`].
+    pub fn create(root: &Path) -> Result<Self> {
+        std::fs::create_dir_all(root).map_err(|error| Error::io("create", root.display(), error))?;
+        let storage = Self::open(root)?;
+        let mut missing: Vec<&str> = Folder::ALL.iter().map(|folder| folder.as_str()).collect();
+        missing.push(TEMPORARY);
+        let entries = std::fs::read_dir(root).map_err(|error| Error::io("list", root.display(), error))?;
+        for entry in entries {
+            let entry = entry.map_err(|error| Error::io("list", root.display(), error))?;
+            let name = entry.file_name();
+            if name == "config" {
+                return Err(Error::Exists { object: format!("the repository {}", root.display()) });
+            }
+            if name != "reserve" && name != "lost+found" && missing.iter().all(|folder| name != *folder) {
+                return Err(Error::Refused {
+                    object: root.display().to_string(),
+                    reason: format!("it is not empty: there is {}", name.display()),
+                    hint: Some("name a directory of its own for the repository".into()),
+                });
+            }
+        }
+        for folder in missing {
+            make_directory(&storage.root.join(folder))?;
+        }
+        sync_directory(&storage.root)?;
+        if let Some(parent) = storage.root.parent() {
+            sync_directory(parent)?;
+        }
+        Ok(storage)
+    }
+
+    fn path(&self, name: ObjectName) -> PathBuf {
+        self.root.join(name.to_string())
+    }
+
+    fn object(&self, name: ObjectName) -> String {
+        format!("{name} in {}", self.root.display())
+    }
+
+    /// Writes a file without a name, and syncs it.
+    fn write_temporary(&self, name: ObjectName, bytes: &[u8], sync: bool) -> Result<Temporary> {
+        let number = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
+        let unique: [u8; 8] = {
+            let mut unique = [0; 8];
+            getrandom::fill(&mut unique).map_err(|error| {
+                Error::io("draw", "random bytes", std::io::Error::other(error.to_string()))
+            })?;
+            unique
+        };
+        let file_name = format!("{:016x}.{number}", u64::from_le_bytes(unique));
+        let path = self.root.join(TEMPORARY).join(file_name);
+        let failed = |error| Error::io("write", self.object(name), error);
+        let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let mut file = match open() {
+            Err(error) if error.kind() == ErrorKind::NotFound && self.root.is_dir() => {
+                // a copy of a repository made without its empty folders
+                make_directory(&self.root.join(TEMPORARY))?;
+                open()
+            }
+            other => other,
+        }
+        .map_err(failed)?;
+        let temporary = Temporary { path: path.clone(), keep: false };
+        file.write_all(bytes).map_err(failed)?;
+        if sync {
+            // not again after a failure: the kernel may have dropped the pages that it could not write
+            file.sync_all().map_err(|error| Error::io("sync", self.object(name), error))?;
+        }
+        Ok(temporary)
+    }
+
+    /// Returns the directory of an object, made if it is a folder that exists on demand.
+    fn directory(&self, name: ObjectName, path: &Path) -> Result<PathBuf> {
+        let parent = path.parent().unwrap_or(&self.root).to_path_buf();
+        if matches!(name, ObjectName::Pack(_)) && !parent.is_dir() {
+            make_directory(&parent)?;
+            sync_directory(&self.root.join(Folder::Packs.as_str()))?;
+        }
+        Ok(parent)
+    }
+
+    fn open_object(&self, name: ObjectName) -> Result<(File, u64)> {
+        // not blocking: a pipe in an object's place must not hang us
+        let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(self.path(name));
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(Error::NotFound { object: self.object(name) });
+            }
+            Err(error) => return Err(Error::io("open", self.object(name), error)),
+        };
+        let found = file.metadata().map_err(|error| Error::io("look at", self.object(name), error))?;
+        if !found.is_file() {
+            return Err(Error::malformed(
+                self.object(name),
+                FormatFault::Invalid { what: "the object", found: "no regular file".into() },
+            ));
+        }
+        Ok((file, found.len()))
+    }
+
+    fn list_directory(&self, path: &Path, listed: &mut Vec<Listed>) -> Result<()> {
+        let failed = |error| Error::io("list", path.display(), error);
+        for entry in std::fs::read_dir(path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let path = entry.path();
+            let relative = path.strip_prefix(&self.root).ok().and_then(Path::to_str);
+            let Some(name) = relative.and_then(ObjectName::parse) else { continue };
+            match std::fs::metadata(&path) {
+                Ok(found) if found.is_file() => listed.push(Listed { name, len: found.len() }),
+                Ok(_) => {}
+                // deleted since the directory was read
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("look at", path.display(), error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the directories below `packs/` that hold packs.
+    fn pack_directories(&self) -> Result<Vec<PathBuf>> {
+        let packs = self.root.join(Folder::Packs.as_str());
+        let failed = |error| Error::io("list", packs.display(), error);
+        let mut directories = Vec::new();
+        for entry in std::fs::read_dir(&packs).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            // one that cannot be looked at is an error: its packs would be missing from the listing
+            let found =
+                std::fs::metadata(&path).map_err(|error| Error::io("look at", path.display(), error))?;
+            if found.is_dir() {
+                directories.push(path);
+            }
+        }
+        Ok(directories)
+    }
+}
+
+/// Gives a file its name unless the name is taken; returns false if it is.
+fn name_new(temporary: &mut Temporary, path: &Path) -> std::io::Result<bool> {
+    match rustix::fs::renameat_with(CWD, &temporary.path, CWD, path, RenameFlags::NOREPLACE) {
+        Ok(()) => {
+            temporary.keep = true;
+            return Ok(true);
+        }
+        Err(Errno::EXIST) => return Ok(false),
+        // NFS and some FUSE file systems
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    match std::fs::hard_link(&temporary.path, path) {
+        // the temporary name goes when `temporary` does
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl Storage for LocalStorage {
+    fn url(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
+        let path = self.path(name);
+        let directory = self.directory(name, &path)?;
+        let mut temporary = self.write_temporary(name, bytes, true)?;
+        match name_new(&mut temporary, &path) {
+            Ok(true) => sync_directory(&directory),
+            Ok(false) => Err(Error::Exists { object: self.object(name) }),
+            Err(error) => Err(Error::io("create", self.object(name), error)),
+        }
+    }
+
+    fn replace(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
+        let mut temporary = self.write_temporary(name, bytes, false)?;
+        std::fs::rename(&temporary.path, self.path(name))
+            .map_err(|error| Error::io("replace", self.object(name), error))?;
+        temporary.keep = true;
+        Ok(())
+    }
+
+    fn get(&self, name: ObjectName, max_len: u64) -> Result<Vec<u8>> {
+        let (mut file, len) = self.open_object(name)?;
+        if len > max_len {
+            let fault = FormatFault::TooLarge { what: "its length", found: len, max: max_len };
+            return Err(Error::malformed(self.object(name), fault));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
+        // objects do not grow: one byte more than it had is enough to notice one that does
+        (&mut file)
+            .take(max_len.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(|error| Error::io("read", self.object(name), error))?;
+        if bytes.len() as u64 != len {
+            let fault = FormatFault::Truncated { found: bytes.len() as u64, needed: len };
+            return Err(Error::malformed(self.object(name), fault));
+        }
+        Ok(bytes)
+    }
+
+    fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>> {
+        let (mut file, found) = self.open_object(name)?;
+        let needed = offset.saturating_add(len);
+        if needed > found {
+            return Err(Error::malformed(self.object(name), FormatFault::Truncated { found, needed }));
+        }
+        let failed = |error| Error::io("read", self.object(name), error);
+        file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        file.read_exact(&mut bytes).map_err(failed)?;
+        Ok(bytes)
+    }
+
+    fn len(&self, name: ObjectName) -> Result<u64> {
+        self.open_object(name).map(|(_, len)| len)
+    }
+
+    fn list(&self, folder: Folder) -> Result<Vec<Listed>> {
+        let mut listed = Vec::new();
+        if folder == Folder::Packs {
+            for directory in self.pack_directories()? {
+                self.list_directory(&directory, &mut listed)?;
+            }
+        } else {
+            self.list_directory(&self.root.join(folder.as_str()), &mut listed)?;
+        }
+        listed.sort_unstable();
+        Ok(listed)
+    }
+
+    fn delete(&self, name: ObjectName) -> Result<()> {
+        match std::fs::remove_file(self.path(name)) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::io("delete", self.object(name), error)),
+        }
+    }
+
+    fn sync_deletes(&self, folder: Folder) -> Result<()> {
+        if folder == Folder::Packs {
+            for directory in self.pack_directories()? {
+                sync_directory(&directory)?;
+            }
+        }
+        sync_directory(&self.root.join(folder.as_str()))
+    }
+}
