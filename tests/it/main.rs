@@ -1,0 +1,6 @@
+//! The integration tests: one binary, so that they are linked once.
+
+mod damage;
+mod killed;
+mod support;
+mod week;
