@@ -93,20 +93,15 @@ pub(super) fn plan(guest: &Guest, request: &BackupRequest) -> Result<DomainPlan>
     let mut sizes = Vec::new();
     for known in bases.iter().filter(|known| known.tracked.is_some()) {
         let name = &known.base.name;
-        match guest.checkpoint_xml(name, true) {
-            Ok(text) => sizes.extend(
-                xml::read_checkpoint(name, &text)?
-                    .into_iter()
-                    .map(|disk| ((disk.target, name.clone()), disk.dirty_bytes)),
-            ),
-            Err(fault) if fault.code == CHECKPOINT_INCONSISTENT => {
-                let used: Vec<_> =
-                    survey.disks.iter().map(|disk| (disk.xml.target.clone(), name.clone())).collect();
-                for which in plan::blamed(&fault.message, &used) {
-                    broken.insert(which, broken_reason(&fault, name));
-                }
+        // without an answer there is no forecast, and nothing is known against the bitmaps
+        let Ok(text) = guest.checkpoint_xml(name, true) else { continue };
+        for disk in xml::read_checkpoint(name, &text)? {
+            let which = (disk.target, name.clone());
+            match disk.dirty_bytes {
+                Some(dirty) => sizes.push((which, dirty)),
+                // libvirt leaves the size out where the bitmap is missing or inconsistent
+                None => _ = broken.insert(which, broken_bitmap(name)),
             }
-            Err(_) => {}
         }
     }
     let disks = survey.disks.iter().map(|disk| {
@@ -116,8 +111,7 @@ pub(super) fn plan(guest: &Guest, request: &BackupRequest) -> Result<DomainPlan>
             DiskMode::Incremental { checkpoint } => sizes
                 .iter()
                 .find(|((target, name), _)| *target == disk.xml.target && name == checkpoint)
-                .and_then(|(_, dirty)| *dirty)
-                .map(|dirty| dirty.saturating_add(disk.size.saturating_sub(choice.size_then))),
+                .map(|(_, dirty)| dirty.saturating_add(disk.size.saturating_sub(choice.size_then))),
         };
         PlannedDisk {
             target: disk.xml.target.clone(),
@@ -224,9 +218,13 @@ fn known_bases(
 }
 
 fn broken_reason(fault: &Fault, checkpoint: &str) -> String {
-    if fault.code == NO_DOMAIN_CHECKPOINT {
-        return format!("checkpoint {checkpoint} is gone");
+    match fault.code {
+        NO_DOMAIN_CHECKPOINT => format!("checkpoint {checkpoint} is gone"),
+        _ => broken_bitmap(checkpoint),
     }
+}
+
+fn broken_bitmap(checkpoint: &str) -> String {
     format!("its dirty bitmap of checkpoint {checkpoint} is missing or broken")
 }
 
@@ -447,6 +445,15 @@ impl LiveJob {
     /// Deletes the job's checkpoint, if there is one.
     fn delete_checkpoint(&self) -> Result<()> {
         self.checkpoint.as_ref().map_or(Ok(()), |name| checkpoints::delete(&self.guest, name))
+    }
+}
+
+#[cfg(test)]
+impl LiveJob {
+    /// Leaves behind what a killed process does.
+    pub fn die(self) {
+        self.directory.unlock();
+        std::mem::forget(self);
     }
 }
 
