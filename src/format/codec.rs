@@ -22,7 +22,8 @@ fn configuration<const LIMIT: usize>() -> Configuration<LittleEndian, Fixint, Li
 /// # Errors
 /// [`FormatFault::Decode`] if the value is larger than any object may be.
 pub fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, FormatFault> {
-    bincode::encode_to_vec(value, configuration::<CLAIM_LIMIT>()).map_err(|error| FormatFault::Decode(error.to_string()))
+    bincode::encode_to_vec(value, configuration::<CLAIM_LIMIT>())
+        .map_err(|error| FormatFault::Decode(error.to_string()))
 }
 
 /// Decodes a value that must fill `bytes` exactly.
