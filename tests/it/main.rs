@@ -1,4 +1,5 @@
 //! Tests of the whole: one binary, one module per subject.
 
+mod decoder;
 mod fixtures;
 mod format;
