@@ -3,3 +3,4 @@
 mod decoder;
 mod fixtures;
 mod format;
+mod hostile_bytes;
