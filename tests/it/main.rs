@@ -4,3 +4,4 @@ mod decoder;
 mod fixtures;
 mod format;
 mod hostile_bytes;
+mod house;
