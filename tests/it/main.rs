@@ -1,7 +1,12 @@
 //! Tests of the whole: one binary, one module per subject.
 
+mod damage;
 mod decoder;
+mod domain;
 mod fixtures;
 mod format;
 mod hostile_bytes;
 mod house;
+mod killed;
+mod support;
+mod week;
