@@ -127,10 +127,9 @@ fn options(args: &Args, app: &App) -> Result<RestoreOptions> {
 
 fn with_selected_disk(mut options: RestoreOptions, disk: Option<&str>, text: &str) -> Result<RestoreOptions> {
     let Some(disk) = disk else { return Ok(options) };
-    let others = |names: &mut dyn Iterator<Item = &String>| names.any(|name| name != disk);
     let differs = match &options.output {
-        RestoreOutput::Targets(targets) => others(&mut targets.iter().map(|(name, _)| name)),
-        RestoreOutput::Directory(_) => others(&mut options.disks.iter()),
+        RestoreOutput::Targets(targets) => targets.iter().any(|(name, _)| name != disk),
+        RestoreOutput::Directory(_) => options.disks.iter().any(|name| name != disk),
     };
     if differs {
         return Err(Error::Usage(format!("{text} selects disk {disk}, another option names another disk")));
