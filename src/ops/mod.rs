@@ -1,14 +1,17 @@
 //! What can be done with a repository, one verb per file: `verb(&Repository, &VerbOptions, &dyn Monitor)`.
 
 pub mod backup;
+pub mod cat;
 pub mod diff;
 pub mod explain;
 pub mod forget;
 pub mod levels;
 pub mod points;
+pub mod prune;
 mod record;
 pub mod restore;
 pub mod select;
+pub mod stats;
 pub mod verify;
 
 use serde::Serialize;

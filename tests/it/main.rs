@@ -1,6 +1,12 @@
-//! The integration tests: one binary, so that they are linked once.
+//! Tests of the whole: one binary, one module per subject.
 
 mod damage;
+mod decoder;
+mod domain;
+mod fixtures;
+mod format;
+mod hostile_bytes;
+mod house;
 mod killed;
 mod support;
 mod week;
