@@ -12,7 +12,7 @@ use super::quiesce::Quiesced;
 use super::survey::Survey;
 use super::workdir::{self, Owner, WorkDir};
 use super::{
-    BackupRequest, DiskMode, DomainBackup, DomainDisk, DomainPlan, Job, PlannedDisk, checkpoints, xml,
+    BackupRequest, DiskMode, DomainBackup, DomainDisk, DomainPlan, Freeze, Job, PlannedDisk, checkpoints, xml,
 };
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
@@ -23,6 +23,9 @@ use crate::source::nbd::NbdDisk;
 /// How long a job that was told to end may take.
 const ENDING: Duration = Duration::from_secs(30);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+/// How long libvirt's daemon may take to come back.
+const RESTARTING: Duration = Duration::from_secs(20);
+const BETWEEN_CONNECTIONS: Duration = Duration::from_secs(1);
 /// With less space for scratch files than this no backup begins: when it runs out, the guest's writes fail.
 const MIN_SCRATCH_BYTES: u64 = 256 << 20;
 /// The part of the disks that may be overwritten during a backup before somebody should have been warned.
@@ -59,6 +62,9 @@ pub(super) fn begin(
     let checkpoint = request.new_checkpoint.clone().filter(|_| !tracked.is_empty());
     if checkpoint.is_none() && request.new_checkpoint.is_some() {
         warnings.push("no checkpoint is made: no disk can have a dirty bitmap".into());
+    }
+    if request.freeze == Freeze::Auto && !survey.domain.has_agent {
+        monitor.note(&format!("{} has no guest agent: not frozen, so crash-consistent", guest.object()));
     }
     // from here on, whatever fails is undone by dropping this
     let job = LiveJob { guest: guest.clone(), directory, checkpoint: checkpoint.clone(), ended: false };
@@ -149,6 +155,7 @@ fn end_leftover_job(guest: &Guest, monitor: &dyn Monitor) -> Result<()> {
         Owner::Dead => {
             monitor.note(&format!("ending the backup job that a killed vmkeep left on {}", guest.object()));
             stop(guest, &socket)?;
+            workdir::remove_dead(&socket);
             Ok(())
         }
     }
@@ -406,6 +413,7 @@ impl LiveJob {
         if self.ended {
             return Ok(None);
         }
+        self.reconnect()?;
         let stopped = stop(&self.guest, &self.socket())?;
         self.ended = true;
         // every read was answered in full, or would have failed: what was read is right
@@ -416,6 +424,19 @@ impl LiveJob {
             };
             format!("{why} after its disks had been read")
         }))
+    }
+
+    /// Finds the domain again, if libvirt's daemon was restarted meanwhile.
+    fn reconnect(&mut self) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            match self.guest.over_a_live_connection() {
+                Ok(Some(guest)) => self.guest = Arc::new(guest),
+                Ok(None) | Err(Error::NotFound { .. }) => return Ok(()),
+                Err(error) if began.elapsed() > RESTARTING => return Err(error),
+                Err(_) => thread::sleep(BETWEEN_CONNECTIONS),
+            }
+        }
     }
 
     /// Keeps the checkpoint and deletes those of ours that are not in `keep`.

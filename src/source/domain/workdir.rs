@@ -75,6 +75,16 @@ pub(super) fn owner_of(socket: &Path) -> Owner {
     }
 }
 
+/// Removes the directory of a job that has ended and whose owner is dead.
+pub(super) fn remove_dead(socket: &Path) {
+    if owner_of(socket) == Owner::Dead
+        && let Some(directory) = socket.parent()
+    {
+        // what cannot be removed does no harm but take space
+        let _ = fs::remove_dir_all(directory);
+    }
+}
+
 fn directory_prefix(uuid: &str) -> String {
     let digits: String = uuid.chars().filter(char::is_ascii_hexdigit).take(8).collect();
     format!("{PREFIX}{digits}-")

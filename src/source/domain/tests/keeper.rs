@@ -25,11 +25,29 @@ impl Lab {
         if let Some(lab) = shared.upgrade() {
             return lab;
         }
-        // short: unix sockets lie deep below it
-        let lab = Arc::new(Self { dir: format!("/tmp/lab-dom-{}", std::process::id()).into() });
-        lab.cmd(&["start"]);
+        let lab = Arc::new(Self::start("dom"));
         *shared = Arc::downgrade(&lab);
         lab
+    }
+
+    fn start(name: &str) -> Self {
+        // short: unix sockets lie deep below it
+        let lab = Self { dir: format!("/tmp/lab-{name}-{}", std::process::id()).into() };
+        lab.cmd(&["start"]);
+        lab
+    }
+
+    /// Kills the daemon and starts it again; domains live on.
+    #[track_caller]
+    pub fn restart(&self) {
+        let pid = std::fs::read_to_string(self.dir.join("r/daemon.pid")).unwrap();
+        run("kill", &["-9", pid.trim()]);
+        while std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
+            .is_ok_and(|stat| !stat.contains(") Z "))
+        {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        self.cmd(&["start"]);
     }
 
     fn run(&self, args: &[&str]) -> std::process::Output {
@@ -123,7 +141,17 @@ impl Keeper {
     /// Defines a domain and starts it.
     #[track_caller]
     pub fn of(domain: &str, disks: &[&str]) -> Self {
-        let lab = Lab::shared();
+        Self::of_lab(Lab::shared(), domain, disks)
+    }
+
+    /// Does so in a lab that no other test uses.
+    #[track_caller]
+    pub fn alone(domain: &str, disks: &[&str]) -> Self {
+        Self::of_lab(Arc::new(Lab::start(domain)), domain, disks)
+    }
+
+    #[track_caller]
+    fn of_lab(lab: Arc<Lab>, domain: &str, disks: &[&str]) -> Self {
         let mut args = vec!["define"];
         args.extend(disks.iter().filter(|word| word.starts_with("--")));
         args.push(domain);

@@ -297,3 +297,43 @@ fn who_is_not_there_is_named() {
     assert_eq!(error.class(), ErrorClass::DomainUnreachable);
     assert!(!hypervisor.domains().unwrap().contains(&"nobody".to_owned()));
 }
+
+#[test]
+fn the_daemon_restarts_during_the_backup() {
+    let mut keeper = Keeper::alone("restarted", &["vda:qcow2:8M"]);
+    keeper.full();
+    keeper.write("vda", "1M", "64k", "0x11");
+    let monitor = Recorder::new();
+    let request = keeper.request(false);
+    let mut backup = keeper.begin(&request).unwrap();
+    keeper.lab.restart();
+    let mut disks = backup.take_disks();
+    assert_eq!(disks[0].source.dirty(&monitor).unwrap().unwrap().total_bytes(), 65_536);
+    drop(disks);
+    backup.end_job(&monitor).unwrap();
+    assert_eq!(backup.warnings(), [""; 0]);
+    assert_eq!(backup.finish(&[], &monitor).unwrap(), [""; 0]);
+    keeper.nothing_left();
+    assert_eq!(keeper.checkpoints(), [request.new_checkpoint.unwrap()]);
+}
+
+#[test]
+fn snapshots_do_not_lose_what_was_written() {
+    let mut keeper = Keeper::of("overlay", &["vda:qcow2:8M"]);
+    keeper.full();
+    keeper.write("vda", "1M", "64k", "0x11");
+    keeper.virsh("snapshot-create-as", &["s1", "--disk-only", "--no-metadata"]);
+    keeper.write("vda", "2M", "64k", "0x12");
+    let mut request = keeper.request(false);
+    // compared below with the full's content, which needs no new checkpoint
+    request.new_checkpoint = None;
+    let inc = keeper.back_up(&request);
+    assert_eq!(inc.dirty_kib("vda"), "1024+64 2048+64");
+    assert_eq!(inc.checkpoint, None);
+    keeper.lab("off", &[]);
+    let off = keeper.inc();
+    assert!(off.reason("vda").ends_with("spread over a chain of images"), "{}", off.reason("vda"));
+    keeper.lab("on", &[]);
+    keeper.write("vda", "3M", "64k", "0x13");
+    assert_eq!(keeper.inc().dirty_kib("vda"), "3072+64");
+}
