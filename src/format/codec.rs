@@ -10,12 +10,11 @@ use bincode::{Decode, Encode};
 
 use crate::error::FormatFault;
 
-/// Memory that a decode may claim at once, bytes: above every object's own bound, so that a hostile
-/// length fails before it allocates.
+/// Memory that a value may claim, bytes: above every object's own bound.
 const CLAIM_LIMIT: usize = 96 << 20;
 
-fn configuration() -> Configuration<LittleEndian, Fixint, Limit<CLAIM_LIMIT>> {
-    bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<CLAIM_LIMIT>()
+fn configuration<const LIMIT: usize>() -> Configuration<LittleEndian, Fixint, Limit<LIMIT>> {
+    bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<LIMIT>()
 }
 
 /// Encodes a value.
@@ -23,15 +22,28 @@ fn configuration() -> Configuration<LittleEndian, Fixint, Limit<CLAIM_LIMIT>> {
 /// # Errors
 /// [`FormatFault::Decode`] if the value is larger than any object may be.
 pub fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, FormatFault> {
-    bincode::encode_to_vec(value, configuration()).map_err(|error| FormatFault::Decode(error.to_string()))
+    bincode::encode_to_vec(value, configuration::<CLAIM_LIMIT>())
+        .map_err(|error| FormatFault::Decode(error.to_string()))
 }
 
 /// Decodes a value that must fill `bytes` exactly.
 ///
+/// What a hostile length can allocate depends on how many bytes there are: no item takes more than 8 times as
+/// much in memory as encoded, so there are limits of at least 16 times the input, up to a bound for all.
+///
 /// # Errors
 /// [`FormatFault::Decode`] for bytes that are no such value, [`FormatFault::Trailing`] for bytes behind it.
 pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, FormatFault> {
-    let (value, used) = bincode::decode_from_slice(bytes, configuration())
+    match bytes.len() {
+        ..=0x1000 => decode_within::<T, { 64 << 10 }>(bytes),
+        ..=0x10000 => decode_within::<T, { 1 << 20 }>(bytes),
+        ..=0x10_0000 => decode_within::<T, { 16 << 20 }>(bytes),
+        _ => decode_within::<T, CLAIM_LIMIT>(bytes),
+    }
+}
+
+fn decode_within<T: Decode<()>, const LIMIT: usize>(bytes: &[u8]) -> Result<T, FormatFault> {
+    let (value, used) = bincode::decode_from_slice(bytes, configuration::<LIMIT>())
         .map_err(|error| FormatFault::Decode(error.to_string()))?;
     match bytes.len().checked_sub(used) {
         Some(0) => Ok(value),

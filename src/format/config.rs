@@ -6,7 +6,8 @@ use crate::error::FormatFault;
 use crate::format::codec;
 use crate::format::envelope::{self, ObjectKind};
 use crate::format::limits::{
-    BLOCK_LEN, FANOUT_RANGE, FORMAT_VERSION, LEAF_LEN_RANGE, MAX_CHUNK_LEN, MAX_PACK_LEN,
+    BLOCK_LEN, FANOUT_RANGE, FORMAT_VERSION, FRAME_TARGET_RANGE, LEAF_LEN_RANGE, MAX_CHUNK_LEN,
+    PACK_TARGET_RANGE, ZSTD_LEVEL_RANGE,
 };
 use crate::id::{KeyDomainId, RepositoryId};
 
@@ -117,13 +118,13 @@ impl Config {
         if !self.fanout.is_power_of_two() || !FANOUT_RANGE.contains(&self.fanout) {
             return Err(invalid("fanout", self.fanout));
         }
-        if !(4096..=1 << 21).contains(&self.frame_target_len) {
+        if !FRAME_TARGET_RANGE.contains(&self.frame_target_len) {
             return Err(invalid("frame_target_len", self.frame_target_len));
         }
-        if !(1 << 16..=MAX_PACK_LEN / 2).contains(&self.pack_target_len) {
+        if !PACK_TARGET_RANGE.contains(&self.pack_target_len) {
             return Err(invalid("pack_target_len", self.pack_target_len));
         }
-        if !(-7..=22).contains(&self.zstd_level) {
+        if !ZSTD_LEVEL_RANGE.contains(&self.zstd_level) {
             return Err(invalid("zstd_level", self.zstd_level));
         }
         Ok(())

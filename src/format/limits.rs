@@ -56,3 +56,13 @@ pub const MAX_LEAF_ENTRIES: usize = 1 << 14;
 
 /// Most levels of inner nodes above a leaf.
 pub const MAX_TREE_HEIGHT: u8 = 48;
+
+/// Smallest and largest plaintext after which a writer may end a frame, bytes. With one more chunk and the list
+/// of lengths the largest is below [`MAX_FRAME_RAW_LEN`].
+pub const FRAME_TARGET_RANGE: std::ops::RangeInclusive<u32> = 1 << 12..=1 << 21;
+
+/// Smallest and largest length after which a writer may end a pack, bytes.
+pub const PACK_TARGET_RANGE: std::ops::RangeInclusive<u64> = 1 << 16..=MAX_PACK_LEN / 2;
+
+/// Smallest and largest zstd level.
+pub const ZSTD_LEVEL_RANGE: std::ops::RangeInclusive<i32> = -7..=22;

@@ -5,7 +5,7 @@ use bincode::{Decode, Encode};
 use crate::error::FormatFault;
 use crate::format::codec;
 use crate::format::envelope::{self, ObjectKind};
-use crate::format::limits::{MAX_CHUNK_LEN, MAX_PACK_LEN};
+use crate::format::limits::{MAX_CHUNK_LEN, MAX_FRAME_RAW_LEN, MAX_PACK_LEN};
 use crate::format::node::ChunkKind;
 use crate::format::pack::{FrameEntry, PackKind};
 use crate::id::{ChunkId, PackId, RepositoryId, SessionId};
@@ -66,7 +66,10 @@ impl Segment {
 
     fn check(&self) -> Result<(), FormatFault> {
         for pack in &self.packs {
-            let inside = pack.frames.iter().all(|frame| frame.end() <= pack.stored_len);
+            let inside = pack.frames.iter().all(|frame| {
+                let longest = frame.stored_len.max(frame.raw_len);
+                frame.end() <= pack.stored_len && longest <= MAX_FRAME_RAW_LEN
+            });
             if !inside || pack.stored_len > MAX_PACK_LEN {
                 return Err(FormatFault::Invalid { what: "a pack of the segment", found: pack.id.to_hex() });
             }

@@ -6,6 +6,7 @@ pub mod explain;
 pub mod forget;
 pub mod levels;
 pub mod points;
+pub mod prune;
 mod record;
 pub mod restore;
 pub mod select;

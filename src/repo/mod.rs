@@ -1,6 +1,7 @@
 //! The repository: what it holds, how it changes, how it is read.
 //!
 //! * [`catalog`]: outcomes and tombstones, from which the list of points follows
+//! * [`fence`]: making sure that sessions have ended
 //! * [`session`]: registered work and the one object that decides how it ended
 //! * [`lock`]: one backup of a domain at a time on one host
 //! * [`view`]: which packs a session may rely on
@@ -10,6 +11,7 @@
 
 pub mod catalog;
 mod compare;
+pub mod fence;
 pub mod ingest;
 pub mod lock;
 mod lookup;
@@ -130,10 +132,7 @@ impl Repository {
         let named = |fault: FormatFault| Error::malformed("the new config", fault);
         config.check().map_err(named)?;
         // the reserve first: a repository exists from the moment that its config does, and is complete then
-        match storage.put_new(ObjectName::Reserve, &random_filler()?) {
-            Err(Error::Exists { .. }) | Ok(()) => {}
-            Err(error) => return Err(error),
-        }
+        put_reserve(storage.as_ref())?;
         storage.put_new(ObjectName::Config, &config.to_object().map_err(named)?)?;
         Self::with_config(storage, config, None, environment)
     }
@@ -215,6 +214,14 @@ impl Repository {
         &self.environment
     }
 
+    /// Puts the reserve back once there is space again.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    pub fn put_reserve(&self) -> Result<()> {
+        put_reserve(self.storage())
+    }
+
     /// Reads every outcome and tombstone.
     ///
     /// # Errors
@@ -222,6 +229,14 @@ impl Repository {
     pub fn catalog(&self, monitor: &dyn Monitor) -> Result<Catalog> {
         Catalog::load(self.storage(), self.id(), monitor)
             .context(|| format!("while listing the points of {}", self.storage().url()))
+    }
+}
+
+/// Puts the reserve unless it is there.
+fn put_reserve(storage: &dyn Storage) -> Result<()> {
+    match storage.put_new(ObjectName::Reserve, &random_filler()?) {
+        Err(Error::Exists { .. }) | Ok(()) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

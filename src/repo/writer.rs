@@ -136,6 +136,22 @@ impl SessionWriter<'_> {
         Ok(id)
     }
 
+    /// Stores a chunk whatever else is known of it; metadata in two packs.
+    ///
+    /// # Errors
+    /// As [`SessionWriter::put_data`].
+    pub fn copy(&mut self, kind: ChunkKind, id: ChunkId, plain: &[u8]) -> Result<()> {
+        if kind == ChunkKind::Data {
+            return self.put_data(id, plain, None);
+        }
+        if self.pending.insert(id)
+            && let Some(frame) = self.metadata.push(kind, id, plain)?
+        {
+            self.send(PackKind::Metadata, frame)?;
+        }
+        Ok(())
+    }
+
     fn send(&mut self, kind: PackKind, frame: RawFrame) -> Result<()> {
         let sequence = self.sequence;
         self.sequence += 1;
@@ -352,22 +368,32 @@ impl<'a> Packer<'a> {
         if self.packs.is_empty() {
             return Ok(());
         }
-        let mut chunks = std::mem::take(&mut self.chunks);
-        chunks.sort_unstable_by_key(|chunk| (chunk.id, chunk.pack));
-        let segment = Segment {
-            owner: self.session,
-            number: self.segment_number,
-            packs: std::mem::take(&mut self.packs),
-            chunks,
-        };
+        let packs = std::mem::take(&mut self.packs);
+        let chunks = std::mem::take(&mut self.chunks);
+        let (id, len) = put_segment(self.repository, self.session, self.segment_number, packs, chunks)?;
         self.segment_number += 1;
-        let bytes = segment
-            .to_object(self.repository.id())
-            .map_err(|fault| Error::malformed("the new segment", fault))?;
-        let id = SegmentId::from_bytes(*blake3::hash(&bytes).as_bytes());
-        self.repository.storage().put_new(ObjectName::Segment(id), &bytes)?;
-        self.written.metadata_bytes += bytes.len() as u64;
+        self.written.metadata_bytes += len;
         self.written.segments.push(id);
         Ok(())
     }
+}
+
+/// Puts a segment; the packs that it lists have to be durable. Returns its id and length in bytes.
+///
+/// # Errors
+/// Those of the storage; [`Error::Malformed`] if it exceeds the format's bounds.
+pub fn put_segment(
+    repository: &Repository,
+    owner: SessionId,
+    number: u32,
+    packs: Vec<SegmentPack>,
+    mut chunks: Vec<SegmentChunk>,
+) -> Result<(SegmentId, u64)> {
+    chunks.sort_unstable_by_key(|chunk| (chunk.id, chunk.pack));
+    let segment = Segment { owner, number, packs, chunks };
+    let bytes =
+        segment.to_object(repository.id()).map_err(|fault| Error::malformed("the new segment", fault))?;
+    let id = SegmentId::from_bytes(*blake3::hash(&bytes).as_bytes());
+    repository.storage().put_new(ObjectName::Segment(id), &bytes)?;
+    Ok((id, bytes.len() as u64))
 }

@@ -4,6 +4,8 @@ use crate::error::Result;
 use crate::extent::{ByteRange, RangeSet};
 use crate::monitor::Monitor;
 
+#[cfg(feature = "libvirt")]
+pub mod domain;
 pub mod image;
 pub mod nbd;
 pub mod qemu_nbd;

@@ -25,4 +25,4 @@ fn usable_points(catalog: &Catalog, view: &View, domain: &str) -> Vec<PointEntry
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::ops) mod tests;

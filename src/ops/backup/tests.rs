@@ -13,6 +13,7 @@ use crate::format::session::SessionKind;
 use crate::id::PointId;
 use crate::monitor::{Monitor, Recorder};
 use crate::ops::levels::{self, disk_manifest, newest_manifest};
+use crate::ops::prune::{PruneOptions, prune};
 use crate::ops::record::{DiskJob, PointJob, record_point};
 use crate::ops::restore::{ImageFormat, RestoreOptions, RestoreOutput, restore};
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
@@ -29,7 +30,7 @@ const DOMAIN: &str = "model";
 
 static CLOCK: AtomicI64 = AtomicI64::new(1_000_000);
 
-fn environment() -> Environment {
+pub(in crate::ops) fn environment() -> Environment {
     Environment {
         host: "host".into(),
         boot_id: "boot".into(),
@@ -110,23 +111,26 @@ impl DiskSource for Frozen {
 }
 
 /// A point of the model: what a restore must give.
-struct Kept {
-    id: PointId,
+pub(in crate::ops) struct Kept {
+    pub id: PointId,
     level: Level,
-    contents: BTreeMap<String, Vec<u8>>,
+    pub contents: BTreeMap<String, Vec<u8>>,
 }
 
-struct World {
+pub(in crate::ops) struct World {
     storage: MemoryStorage,
-    repository: Repository,
+    pub repository: Repository,
     disks: BTreeMap<String, Disk>,
-    kept: Vec<Kept>,
+    pub kept: Vec<Kept>,
     checkpoints: u32,
 }
 
 impl World {
-    fn new(sizes: &[u64]) -> Self {
-        let storage = MemoryStorage::new();
+    pub fn new(sizes: &[u64]) -> Self {
+        Self::on(MemoryStorage::new(), sizes)
+    }
+
+    pub fn on(storage: MemoryStorage, sizes: &[u64]) -> Self {
         let options = CreateOptions::default();
         let repository = Repository::create(Box::new(storage.clone()), &options, &environment()).unwrap();
         let disks = sizes.iter().enumerate().map(|(no, size)| {
@@ -142,12 +146,12 @@ impl World {
     }
 
     /// Opens the repository anew: what only the process knew is gone.
-    fn reopen(&mut self) {
+    pub fn reopen(&mut self) {
         let storage = Box::new(self.storage.clone());
         self.repository = Repository::open(storage, None, &environment(), &Recorder::new()).unwrap();
     }
 
-    fn backup(&mut self, level: RequestedLevel) -> BackupReport {
+    pub fn backup(&mut self, level: RequestedLevel) -> BackupReport {
         let monitor = Recorder::new();
         let session = Session::begin(&self.repository, SessionKind::Backup).unwrap();
         let (catalog, view) = self.repository.refresh(&monitor).unwrap();
@@ -267,10 +271,13 @@ impl World {
         }
     }
 
-    fn check_all(&self) {
-        for no in 0..self.kept.len() {
-            self.check_restore(no);
-        }
+    /// Every point restores, whatever verify says.
+    pub fn check_all_but_findings(&self) {
+        (0..self.kept.len()).for_each(|no| self.check_restore(no));
+    }
+
+    pub fn check_all(&self) {
+        self.check_all_but_findings();
         let options = VerifyOptions { level: VerifyLevel::Data, points: Vec::new() };
         let report = verify(&self.repository, &options, &Recorder::new()).unwrap();
         assert_eq!(report.findings, []);
@@ -315,6 +322,7 @@ enum Step {
     Restore(usize),
     Diff(usize, usize),
     Forget(usize),
+    Prune,
 }
 
 const SIZE: u64 = 5 << 20;
@@ -346,7 +354,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Reopen),
         2 => any::<usize>().prop_map(Step::Restore),
         2 => (any::<usize>(), any::<usize>()).prop_map(|(a, b)| Step::Diff(a, b)),
-        1 => any::<usize>().prop_map(Step::Forget),
+        2 => any::<usize>().prop_map(Step::Forget),
+        1 => Just(Step::Prune),
     ]
 }
 
@@ -387,6 +396,10 @@ fn apply(world: &mut World, step: Step) {
             let kept = world.kept.remove(no % world.kept.len());
             forget::forget(&world.repository, &[kept.id], "test", false, &Recorder::new()).unwrap();
         }
+        Step::Prune => {
+            let options = PruneOptions { max_unused_permille: 0, ..PruneOptions::default() };
+            prune(&world.repository, &options, &Recorder::new()).unwrap();
+        }
         Step::Restore(_) | Step::Diff(..) | Step::Forget(_) => {}
     }
 }
@@ -409,7 +422,7 @@ proptest! {
     }
 }
 
-fn write(world: &mut World, offset: u64, len: u64, seed: u64) {
+pub(in crate::ops) fn write(world: &mut World, offset: u64, len: u64, seed: u64) {
     world.disk(0).change(offset, len, |bytes| noise(seed, bytes));
 }
 

@@ -1,0 +1,325 @@
+//! Prune: reclaims what no point reaches, while backups go on.
+//!
+//! 1. end or finish what an earlier prune left; choose points to drop and packs (maybe stale: costs space, no data)
+//! 2. put the mark: from now on new sessions rely on none of those packs and points
+//! 3. fence: every session that was registered before has ended when this returns
+//! 4. find out anew what is live; write what is live of the marked packs anew; if anything live is missing, stop
+//! 5. put the outcome, a sweep: now the new segments count
+//! 6. delete segments, packs, outcomes of dropped points, and the mark last: whoever finds the sweep can redo it
+
+mod live;
+mod plan;
+mod rewrite;
+mod sweep;
+
+use std::collections::{HashMap, HashSet};
+
+use serde::Serialize;
+
+use self::live::Live;
+use self::plan::{Bounds, PackPlan, PackUse, choose};
+use crate::error::{Context, Error, Result};
+use crate::format::name::{Folder, ObjectName};
+use crate::format::segment::Segment;
+use crate::format::session::{Mark, Outcome, SessionKind};
+use crate::id::{PackId, PointId, SegmentId};
+use crate::monitor::Monitor;
+use crate::repo::catalog::Ended;
+use crate::repo::reader::ChunkReader;
+use crate::repo::session::Session;
+use crate::repo::view::View;
+use crate::repo::{Catalog, Repository};
+
+/// How to prune.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PruneOptions {
+    /// Unused bytes that may stay, per thousand of all that is stored.
+    pub max_unused_permille: u64,
+    /// Stored bytes to write anew at most.
+    pub max_repack_bytes: u64,
+    pub dry_run: bool,
+}
+
+impl Default for PruneOptions {
+    fn default() -> Self {
+        Self { max_unused_permille: 50, max_repack_bytes: u64::MAX, dry_run: false }
+    }
+}
+
+/// What was done, or with a dry run what would be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct PruneReport {
+    /// Forgotten points that are gone for good.
+    pub dropped_points: Vec<PointId>,
+    pub live_chunks: u64,
+    pub deleted_packs: u64,
+    pub deleted_bytes: u64,
+    /// Packs of which a part was written anew; they are among the deleted ones.
+    pub repacked_packs: u64,
+    pub repacked_bytes: u64,
+    /// Bytes of new packs and segments.
+    pub written_bytes: u64,
+    pub deleted_segments: u64,
+    /// Bytes in packs, before and after.
+    pub stored_before_bytes: u64,
+    pub stored_after_bytes: u64,
+    pub dry_run: bool,
+}
+
+/// Prunes.
+///
+/// # Errors
+/// [`Error::Busy`] while another prune runs; [`Error::Damaged`] if anything that a point needs is missing: then
+/// nothing was deleted; [`Error::Fenced`]; those of the storage. A prune that failed has done no harm.
+pub fn prune(repository: &Repository, options: &PruneOptions, monitor: &dyn Monitor) -> Result<PruneReport> {
+    match prune_once(repository, options, monitor) {
+        Err(error) if is_storage_full(&error) && !options.dry_run => {
+            monitor.note("no space is left: giving the reserve back, and writing as little as possible");
+            repository.storage().delete(ObjectName::Reserve)?;
+            let thrifty = PruneOptions { max_repack_bytes: 0, ..options.clone() };
+            let report = prune_once(repository, &thrifty, monitor)?;
+            repository.put_reserve()?;
+            Ok(report)
+        }
+        other => other,
+    }
+}
+
+fn is_storage_full(error: &Error) -> bool {
+    match error {
+        Error::Context { source, .. } => is_storage_full(source),
+        Error::Io { source, .. } => {
+            matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+        }
+        _ => false,
+    }
+}
+
+fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Monitor) -> Result<PruneReport> {
+    if options.dry_run {
+        let (catalog, view) = repository.refresh(monitor)?;
+        let chosen = choose_all(repository, &catalog, &view, options, monitor)?;
+        return Ok(chosen.report(true));
+    }
+    let session = Session::begin(repository, SessionKind::Prune)?;
+    refuse_second_prune(repository, &session)?;
+    sweep::clear_marks(repository, session.id(), monitor).context(|| "while ending an earlier prune")?;
+    let (catalog, view) = repository.refresh(monitor)?;
+    let chosen = choose_all(repository, &catalog, &view, options, monitor)?;
+    if chosen.plan.delete.is_empty() && chosen.plan.repack.is_empty() && chosen.drop.is_empty() {
+        session.commit(&Outcome::Done)?;
+        return Ok(chosen.report(false));
+    }
+    let mark = Mark { packs: chosen.packs().map(|pack| pack.id).collect(), points: chosen.drop.clone() };
+    let name = ObjectName::Mark(session.id());
+    let bytes = mark.to_object(repository.id()).map_err(|fault| Error::malformed(name, fault))?;
+    repository.storage().put_new(name, &bytes)?;
+    let swept = rewrite_and_commit(repository, session, &mark, &chosen, monitor);
+    if swept.is_err() {
+        // the session has aborted itself: the mark means nothing any more, and whoever prunes next clears it
+        let _ = repository.storage().delete(name);
+    }
+    let (sweep, written_bytes) = swept?;
+    let deleted_segments = sweep::carry_out(repository, &sweep, monitor)?;
+    let mut report = chosen.report(false);
+    report.dropped_points = sweep.points;
+    report.written_bytes = written_bytes;
+    report.deleted_segments = deleted_segments;
+    report.stored_after_bytes =
+        repository.storage().list(Folder::Packs)?.iter().map(|listed| listed.len).sum();
+    Ok(report)
+}
+
+/// Two prunes at once would wait for one another.
+fn refuse_second_prune(repository: &Repository, own: &Session) -> Result<()> {
+    for other in repository.open_sessions()? {
+        let is_prune = other.record.as_ref().is_some_and(|record| record.kind == SessionKind::Prune);
+        if other.id == own.id() || !is_prune {
+            continue;
+        }
+        if repository.is_dead_here(&other) {
+            repository.end_session(other.id, own.id(), "its process had ended")?;
+            continue;
+        }
+        let host = other.record.map(|record| record.host).unwrap_or_default();
+        return Err(Error::Busy {
+            object: repository.storage().url(),
+            why: format!("another prune runs on {host} (session {})", other.id),
+        });
+    }
+    Ok(())
+}
+
+/// What was chosen before anybody was told.
+struct Chosen {
+    plan: PackPlan,
+    drop: Vec<PointId>,
+    live_chunks: usize,
+    stored_before: u64,
+}
+
+impl Chosen {
+    fn packs(&self) -> impl Iterator<Item = &PackUse> {
+        self.plan.delete.iter().chain(&self.plan.repack)
+    }
+
+    fn report(&self, dry_run: bool) -> PruneReport {
+        let len = |packs: &[PackUse]| packs.iter().map(|pack| pack.stored_len).sum::<u64>();
+        let (deleted, repacked) = (len(&self.plan.delete), len(&self.plan.repack));
+        let kept: u64 = self
+            .plan
+            .repack
+            .iter()
+            .map(|pack| pack.stored_len - pack.unused_len().min(pack.stored_len))
+            .sum();
+        PruneReport {
+            dropped_points: self.drop.clone(),
+            live_chunks: self.live_chunks as u64,
+            deleted_packs: (self.plan.delete.len() + self.plan.repack.len()) as u64,
+            deleted_bytes: deleted + repacked,
+            repacked_packs: self.plan.repack.len() as u64,
+            repacked_bytes: repacked,
+            written_bytes: 0,
+            deleted_segments: 0,
+            stored_before_bytes: self.stored_before,
+            stored_after_bytes: (self.stored_before + kept).saturating_sub(deleted + repacked),
+            dry_run,
+        }
+    }
+}
+
+fn choose_all(
+    repository: &Repository,
+    catalog: &Catalog,
+    view: &View,
+    options: &PruneOptions,
+    monitor: &dyn Monitor,
+) -> Result<Chosen> {
+    refuse_unreadable(catalog)?;
+    let reader = ChunkReader::new(repository, view);
+    let records = catalog.points().iter().map(|entry| &entry.record);
+    let mut live = Live::of(repository, &reader, records, monitor)?;
+    let mut uses: HashMap<PackId, PackUse> = HashMap::new();
+    for_each_segment(repository, catalog, monitor, &mut |_, segment| {
+        add_uses(segment, view, &mut live, &mut uses);
+        Ok(())
+    })?;
+    if repository.open_sessions()?.iter().all(|session| is_prune(session.record.as_ref())) {
+        // packs that no segment speaks of: nobody is at work, so they are what killed sessions left
+        for (id, len) in view.packs() {
+            uses.entry(*id).or_insert(PackUse {
+                id: *id,
+                kind: crate::format::pack::PackKind::Data,
+                stored_len: *len,
+                raw_len: 0,
+                live_len: 0,
+            });
+        }
+    }
+    let bounds = Bounds {
+        max_unused_permille: options.max_unused_permille,
+        max_repack: options.max_repack_bytes,
+        pack_target_len: repository.config().pack_target_len,
+    };
+    Ok(Chosen {
+        plan: choose(uses.into_values().collect(), bounds),
+        drop: catalog.forgotten().iter().map(|entry| entry.record.id).collect(),
+        live_chunks: live.len(),
+        stored_before: view.packs().values().sum(),
+    })
+}
+
+fn is_prune(record: Option<&crate::format::session::SessionRecord>) -> bool {
+    record.is_some_and(|record| record.kind == SessionKind::Prune)
+}
+
+/// Counts what of a segment's packs is needed there. A copy beyond those needed is not.
+fn add_uses(segment: &Segment, view: &View, live: &mut Live, uses: &mut HashMap<PackId, PackUse>) {
+    let mut counted: Vec<Option<(u64, u64)>> = segment
+        .packs
+        .iter()
+        .map(|pack| (view.packs().contains_key(&pack.id) && !uses.contains_key(&pack.id)).then_some((0, 0)))
+        .collect();
+    for chunk in &segment.chunks {
+        if let Some(Some((raw, needed))) = counted.get_mut(chunk.pack as usize) {
+            *raw += u64::from(chunk.len);
+            if live.found(&chunk.id) {
+                *needed += u64::from(chunk.len);
+            }
+        }
+    }
+    for (pack, lens) in segment.packs.iter().zip(counted) {
+        let Some((raw_len, live_len)) = lens else { continue };
+        let (id, kind, stored_len) = (pack.id, pack.kind, pack.stored_len);
+        uses.insert(id, PackUse { id, kind, stored_len, raw_len, live_len });
+    }
+}
+
+/// What cannot be read might be what makes something live.
+fn refuse_unreadable(catalog: &Catalog) -> Result<()> {
+    match catalog.problems().first() {
+        None => Ok(()),
+        Some((name, problem)) => Err(Error::Damaged(format!(
+            "{name} cannot be read ({problem}); nothing is deleted while it is not known what it names"
+        ))),
+    }
+}
+
+/// Calls `each` with every segment that counts.
+///
+/// # Errors
+/// A segment that cannot be read, since what it lists would look unused.
+fn for_each_segment(
+    repository: &Repository,
+    catalog: &Catalog,
+    monitor: &dyn Monitor,
+    each: &mut dyn FnMut(SegmentId, &Segment) -> Result<()>,
+) -> Result<()> {
+    for id in repository.segments()? {
+        monitor.check()?;
+        let segment = repository.load_segment(id)?;
+        if catalog.ended(segment.owner) == Some(Ended::Committed) {
+            each(id, &segment)?;
+        }
+    }
+    Ok(())
+}
+
+/// A sweep that was decided.
+#[derive(Debug)]
+struct Sweep {
+    session: crate::id::SessionId,
+    packs: Vec<PackId>,
+    points: Vec<PointId>,
+}
+
+/// Steps 3 to 5: returns what may be deleted now, and the bytes written.
+fn rewrite_and_commit(
+    repository: &Repository,
+    session: Session,
+    mark: &Mark,
+    chosen: &Chosen,
+    monitor: &dyn Monitor,
+) -> Result<(Sweep, u64)> {
+    repository.fence(session.id(), monitor)?;
+    let (catalog, view) = repository.refresh(monitor)?;
+    refuse_unreadable(&catalog)?;
+    // a point whose tombstone was taken away since the choice is a point again
+    let forgotten: HashSet<PointId> = catalog.forgotten().iter().map(|entry| entry.record.id).collect();
+    let points: Vec<PointId> = mark.points.iter().filter(|id| forgotten.contains(id)).copied().collect();
+    let dropped: HashSet<PointId> = points.iter().copied().collect();
+    let kept = catalog.points().iter().chain(catalog.forgotten());
+    let records = kept.map(|entry| &entry.record).filter(|record| !dropped.contains(&record.id));
+    let reader = ChunkReader::new(repository, &view);
+    let live = Live::of(repository, &reader, records, monitor)?;
+    let marked: HashSet<PackId> = mark.packs.iter().copied().collect();
+    let scope = rewrite::Scope { catalog: &catalog, view: &view, marked: &marked, dropped: &dropped };
+    let written_bytes = rewrite::rewrite(repository, &reader, &session, &scope, live, chosen, monitor)?;
+    monitor.check()?;
+    let id = session.id();
+    session.commit(&Outcome::Sweep { packs: mark.packs.clone(), points: points.clone() })?;
+    Ok((Sweep { session: id, packs: mark.packs.clone(), points }, written_bytes))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! Deleting what a committed sweep names. All of it can be done again by whoever finds the sweep's mark.
+
+use std::collections::HashSet;
+
+use super::Sweep;
+use super::rewrite::is_swept;
+use crate::error::{Error, Result};
+use crate::format::envelope::ObjectKind;
+use crate::format::name::{Folder, ObjectName};
+use crate::format::session::Outcome;
+use crate::id::{PackId, PointId, SessionId};
+use crate::monitor::Monitor;
+use crate::repo::Repository;
+
+/// Deletes, phase by phase: what speaks of a pack is gone for good before the pack is. Returns how many segments went.
+pub(super) fn carry_out(repository: &Repository, sweep: &Sweep, monitor: &dyn Monitor) -> Result<u64> {
+    let storage = repository.storage();
+    let packs: HashSet<PackId> = sweep.packs.iter().copied().collect();
+    let points: HashSet<PointId> = sweep.points.iter().copied().collect();
+    let mut deleted_segments = 0;
+    for id in repository.segments()? {
+        let segment = match repository.load_segment(id) {
+            Ok(segment) => segment,
+            Err(Error::NotFound { .. } | Error::Malformed { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        if segment.owner != sweep.session && is_swept(&segment, &packs, &points) {
+            storage.delete(ObjectName::Segment(id))?;
+            deleted_segments += 1;
+        }
+    }
+    storage.sync_deletes(Folder::Segments)?;
+    let task = monitor.start("delete", 0);
+    for pack in &sweep.packs {
+        storage.delete(ObjectName::Pack(*pack))?;
+    }
+    for listed in storage.list(Folder::Damage)? {
+        if let ObjectName::Damage(pack, _) = listed.name
+            && packs.contains(&pack)
+        {
+            storage.delete(listed.name)?;
+        }
+    }
+    storage.sync_deletes(Folder::Packs)?;
+    storage.sync_deletes(Folder::Damage)?;
+    for point in &sweep.points {
+        storage.delete(ObjectName::Outcome(SessionId::from(*point)))?;
+    }
+    storage.sync_deletes(Folder::Outcomes)?;
+    storage.delete(ObjectName::Mark(sweep.session))?;
+    storage.sync_deletes(Folder::Marks)?;
+    monitor.finish(task);
+    Ok(deleted_segments)
+}
+
+/// Ends what earlier prunes left: a sweep that was decided is carried out; any other mark is taken away.
+///
+/// # Errors
+/// Those of the storage; an outcome that cannot be read.
+pub(super) fn clear_marks(repository: &Repository, own: SessionId, monitor: &dyn Monitor) -> Result<()> {
+    for listed in repository.storage().list(Folder::Marks)? {
+        let ObjectName::Mark(session) = listed.name else { continue };
+        let name = ObjectName::Outcome(session);
+        let bytes = match repository.storage().get(name, ObjectKind::Outcome.max_object_len()) {
+            Ok(bytes) => bytes,
+            Err(Error::NotFound { .. }) => {
+                // no prune runs, as was checked: this one was killed before it decided
+                if repository.end_session(session, own, "it left a mark and no outcome")? {
+                    delete_mark(repository, session)?;
+                    continue;
+                }
+                repository.storage().get(name, ObjectKind::Outcome.max_object_len())?
+            }
+            Err(error) => return Err(error),
+        };
+        let outcome =
+            Outcome::from_object(&bytes, repository.id()).map_err(|fault| Error::malformed(name, fault))?;
+        match outcome {
+            Outcome::Sweep { packs, points } => {
+                monitor.note("finishing what an earlier prune had decided to delete");
+                carry_out(repository, &Sweep { session, packs, points }, monitor)?;
+            }
+            _ => delete_mark(repository, session)?,
+        }
+    }
+    Ok(())
+}
+
+fn delete_mark(repository: &Repository, session: SessionId) -> Result<()> {
+    repository.storage().delete(ObjectName::Mark(session))?;
+    repository.storage().sync_deletes(Folder::Marks)
+}

@@ -1,0 +1,205 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::*;
+use crate::format::point::Level;
+use crate::monitor::Recorder;
+use crate::ops::RequestedLevel;
+use crate::ops::backup::tests::{World, environment, write};
+use crate::ops::forget::forget;
+use crate::storage::memory::MemoryStorage;
+use crate::storage::{Listed, Storage};
+
+fn options() -> PruneOptions {
+    PruneOptions { max_unused_permille: 0, ..PruneOptions::default() }
+}
+
+fn forget_but_last(world: &mut World) {
+    let last = world.kept.len() - 1;
+    let ids: Vec<PointId> = world.kept.drain(..last).map(|kept| kept.id).collect();
+    forget(&world.repository, &ids, "test", false, &Recorder::new()).unwrap();
+}
+
+/// Three points; each but the last has something of its own.
+fn history(storage: MemoryStorage) -> World {
+    let mut world = World::on(storage, &[8 << 20]);
+    for day in 0..3 {
+        write(&mut world, 0, 1 << 20, day);
+        write(&mut world, (2 << 20) + day * (1 << 20), 100 << 10, 100 + day);
+        world.backup(RequestedLevel::Is(if day == 0 { Level::Full } else { Level::Incremental }));
+    }
+    world
+}
+
+#[test]
+fn what_only_forgotten_points_had_is_gone() {
+    let mut world = history(MemoryStorage::new());
+    let idle = prune(&world.repository, &options(), &Recorder::new()).unwrap();
+    assert_eq!((idle.deleted_packs, idle.dropped_points.len()), (0, 0));
+    forget_but_last(&mut world);
+    let dry = PruneOptions { dry_run: true, ..options() };
+    let planned = prune(&world.repository, &dry, &Recorder::new()).unwrap();
+    let report = prune(&world.repository, &options(), &Recorder::new()).unwrap();
+    assert_eq!(
+        (planned.deleted_packs, planned.repacked_packs, planned.live_chunks),
+        (report.deleted_packs, report.repacked_packs, report.live_chunks)
+    );
+    assert_eq!(report.dropped_points.len(), 2);
+    // two times 1 MiB of noise went, 1 MiB and 300 KiB stay
+    assert!(report.stored_before_bytes - report.stored_after_bytes >= 2 << 20, "{report:?}");
+    assert!(report.stored_after_bytes < (1 << 20) + (500 << 10), "{report:?}");
+    world.check_all();
+    world.reopen();
+    world.check_all();
+    let catalog = world.repository.catalog(&Recorder::new()).unwrap();
+    assert_eq!((catalog.points().len(), catalog.forgotten().len()), (1, 0));
+    // the next backup finds its chunks, and prune has nothing left to do
+    let quiet = world.backup(RequestedLevel::Auto);
+    assert_eq!(quiet.stats.new_bytes, 0);
+    let idle = prune(&world.repository, &options(), &Recorder::new()).unwrap();
+    assert_eq!(idle.deleted_bytes, 0, "{idle:?}");
+}
+
+/// A storage whose process is cut off: from the n-th change on nothing works any more.
+#[derive(Debug, Clone)]
+struct CutOff {
+    inner: MemoryStorage,
+    left: Arc<AtomicU64>,
+}
+
+impl CutOff {
+    fn step(&self) -> Result<()> {
+        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        match left {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::io("reach", "the storage", std::io::Error::other("cut off"))),
+        }
+    }
+
+    fn is_cut(&self) -> Result<()> {
+        match self.left.load(Ordering::SeqCst) {
+            0 => Err(Error::io("reach", "the storage", std::io::Error::other("cut off"))),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Storage for CutOff {
+    fn url(&self) -> String {
+        "cut off".into()
+    }
+
+    fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
+        self.step()?;
+        self.inner.put_new(name, bytes)
+    }
+
+    fn replace(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
+        self.step()?;
+        self.inner.replace(name, bytes)
+    }
+
+    fn get(&self, name: ObjectName, max_len: u64) -> Result<Vec<u8>> {
+        self.is_cut()?;
+        self.inner.get(name, max_len)
+    }
+
+    fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>> {
+        self.is_cut()?;
+        self.inner.get_range(name, offset, len)
+    }
+
+    fn len(&self, name: ObjectName) -> Result<u64> {
+        self.is_cut()?;
+        self.inner.len(name)
+    }
+
+    fn list(&self, folder: Folder) -> Result<Vec<Listed>> {
+        self.is_cut()?;
+        self.inner.list(folder)
+    }
+
+    fn delete(&self, name: ObjectName) -> Result<()> {
+        self.step()?;
+        self.inner.delete(name)
+    }
+
+    fn sync_deletes(&self, folder: Folder) -> Result<()> {
+        self.is_cut()?;
+        self.inner.sync_deletes(folder)
+    }
+}
+
+/// A process of this host that is not there any more.
+fn dead_environment() -> crate::repo::Environment {
+    crate::repo::Environment { process_id: u32::MAX, ..environment() }
+}
+
+#[test]
+fn cut_off_after_any_change_it_loses_nothing_and_the_next_one_succeeds() {
+    let mut cuts = 0;
+    for left in 0.. {
+        let storage = MemoryStorage::new();
+        let mut world = history(storage.clone());
+        forget_but_last(&mut world);
+        let cut = CutOff { inner: storage.clone(), left: Arc::new(AtomicU64::new(u64::MAX)) };
+        let repository =
+            Repository::open(Box::new(cut.clone()), None, &dead_environment(), &Recorder::new()).unwrap();
+        cut.left.store(left, Ordering::SeqCst);
+        let ended = prune(&repository, &options(), &Recorder::new());
+        drop(repository);
+        world.reopen();
+        world.check_all_but_findings();
+        let report = prune(&world.repository, &options(), &Recorder::new()).unwrap();
+        world.check_all();
+        let after = if ended.is_ok() { report.stored_before_bytes } else { report.stored_after_bytes };
+        assert!(after < (1 << 20) + (500 << 10), "cut after {left}: {report:?}");
+        let quiet = world.backup(RequestedLevel::Auto);
+        assert_eq!(quiet.stats.new_bytes, 0);
+        if ended.is_ok() {
+            break;
+        }
+        cuts += 1;
+    }
+    assert!(cuts > 15, "only {cuts} changes");
+}
+
+#[test]
+fn a_running_backup_is_waited_for_and_loses_nothing() {
+    let storage = MemoryStorage::new();
+    let mut world = history(storage.clone());
+    // what the forgotten points had is what the backup is about to rely on
+    write(&mut world, 6 << 20, 1 << 20, 0);
+    forget_but_last(&mut world);
+    let other = Repository::open(Box::new(storage), None, &environment(), &Recorder::new()).unwrap();
+    let session = Session::begin(&world.repository, SessionKind::Backup).unwrap();
+    let report = std::thread::scope(|scope| {
+        let pruning = scope.spawn(|| prune(&other, &options(), &Recorder::new()).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!pruning.is_finished(), "prune did not wait");
+        drop(session);
+        // this one begins behind the mark, or behind the sweep
+        world.backup(RequestedLevel::Auto);
+        pruning.join().unwrap()
+    });
+    assert_eq!(report.dropped_points.len(), 2);
+    world.check_all();
+}
+
+#[test]
+fn a_missing_live_chunk_stops_it() {
+    let storage = MemoryStorage::new();
+    let mut world = history(storage.clone());
+    forget_but_last(&mut world);
+    let packs = storage.list(Folder::Packs).unwrap();
+    let largest = packs.iter().max_by_key(|listed| listed.len).unwrap();
+    for listed in packs.iter().filter(|listed| listed.len == largest.len) {
+        storage.tamper(listed.name, |_| None);
+    }
+    let before = storage.list(Folder::Packs).unwrap();
+    let last = &world.kept[0];
+    let lost = prune(&world.repository, &options(), &Recorder::new());
+    assert!(lost.is_err(), "{lost:?} with {:?}", last.id);
+    let after = storage.list(Folder::Packs).unwrap();
+    assert!(before.iter().all(|listed| after.contains(listed)), "something was deleted");
+}

@@ -1,0 +1,243 @@
+//! One flipped bit, cut, extension, swap or loss, anywhere in a small repository: found, and never restored as if nothing
+//! had happened.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use vmkeep::error::Result;
+use vmkeep::format::name::{Folder, ObjectName};
+use vmkeep::monitor::Recorder;
+use vmkeep::ops::RequestedLevel;
+use vmkeep::ops::backup::{ImageBackupOptions, ImageInput, backup_image};
+use vmkeep::ops::restore::{ImageFormat, RestoreOptions, RestoreOutput, restore};
+use vmkeep::ops::verify::{VerifyLevel, VerifyOptions, verify};
+use vmkeep::repo::{CreateOptions, Environment, Repository};
+use vmkeep::source::image::ImageFileFormat;
+use vmkeep::storage::Storage;
+use vmkeep::storage::memory::MemoryStorage;
+
+fn environment() -> Environment {
+    Environment {
+        host: "host".into(),
+        boot_id: "boot".into(),
+        process_id: 1,
+        program: "test".into(),
+        now_ms: || 1_700_000_000_000,
+    }
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+struct Small {
+    storage: MemoryStorage,
+    /// By point, oldest first.
+    contents: Vec<Vec<u8>>,
+    directory: tempfile::TempDir,
+}
+
+impl Small {
+    fn new() -> Self {
+        let storage = MemoryStorage::new();
+        let repository =
+            Repository::create(Box::new(storage.clone()), &CreateOptions::default(), &environment()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let mut contents = Vec::new();
+        for point in 0..2 {
+            let mut content = noise(1, 24 << 10);
+            content.resize((1 << 20) + (40 << 10), 0);
+            content[4096..8192].copy_from_slice(&noise(2 + point, 4096));
+            content[(1 << 20) + 8192..(1 << 20) + 8192 + 5000].copy_from_slice(&noise(10, 5000));
+            std::fs::write(&path, &content).unwrap();
+            let options = ImageBackupOptions {
+                domain: "d".into(),
+                disk: "vda".into(),
+                input: ImageInput::File { path: path.clone(), format: Some(ImageFileFormat::Raw) },
+                level: RequestedLevel::Auto,
+                tags: Vec::new(),
+                read_limit: None,
+                dry_run: false,
+            };
+            backup_image(&repository, &options, &Recorder::new()).unwrap();
+            contents.push(content);
+        }
+        Self { storage, contents, directory }
+    }
+
+    fn objects(&self) -> Vec<ObjectName> {
+        let mut objects = vec![ObjectName::Config];
+        for folder in Folder::ALL {
+            objects.extend(self.storage.list(folder).unwrap().into_iter().map(|listed| listed.name));
+        }
+        objects
+    }
+
+    fn open(&self) -> Result<Repository> {
+        Repository::open(Box::new(self.storage.clone()), None, &environment(), &Recorder::new())
+    }
+
+    /// Returns true if a whole verify, or already opening, says that something is wrong.
+    fn is_found(&self) -> bool {
+        let options = VerifyOptions { level: VerifyLevel::Data, points: Vec::new() };
+        let monitor = Recorder::new();
+        match self.open().and_then(|repository| verify(&repository, &options, &monitor)) {
+            Ok(report) => !report.findings.is_empty(),
+            Err(_) => true,
+        }
+    }
+
+    /// Restores all points there are; each is right or an error. Returns how many were right.
+    fn check_restores(&self) -> usize {
+        let Ok(repository) = self.open() else { return 0 };
+        let Ok(catalog) = repository.catalog(&Recorder::new()) else { return 0 };
+        let target = self.directory.path().join("restored");
+        let mut right = 0;
+        for entry in catalog.points() {
+            let options = RestoreOptions {
+                output: RestoreOutput::Targets(vec![("vda".into(), target.clone())]),
+                disks: Vec::new(),
+                format: ImageFormat::Raw,
+                force: true,
+                dry_run: false,
+            };
+            if restore(&repository, &entry.record, &options, &Recorder::new()).is_ok() {
+                let found = std::fs::read(&target).unwrap();
+                assert!(self.contents.contains(&found), "a restore ended well and gave something else");
+                right += 1;
+            }
+        }
+        right
+    }
+
+    /// Damages an object, looks, and mends it.
+    fn with(
+        &self,
+        name: ObjectName,
+        what: &str,
+        damage: impl FnOnce(&mut Vec<u8>) -> bool,
+        look: impl FnOnce(),
+    ) {
+        let original = self.storage.get(name, u64::MAX).unwrap();
+        let mut damaged = original.clone();
+        let stays = damage(&mut damaged);
+        self.storage.tamper(name, |_| stays.then_some(damaged));
+        let looked = catch_unwind(AssertUnwindSafe(look));
+        if !stays {
+            self.storage.put_new(name, &original).unwrap();
+        }
+        self.storage.tamper(name, |_| Some(original));
+        assert!(looked.is_ok(), "{name}: {what}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_found_wherever_it_is() {
+    let small = Small::new();
+    assert!(!small.is_found());
+    let objects = small.objects();
+    assert!(objects.iter().any(|name| matches!(name, ObjectName::Pack(_))));
+    let mut flips = 0u32;
+    for name in objects {
+        let len = small.storage.len(name).unwrap();
+        for at in 0..len as usize {
+            let bit = 1 << (at % 8);
+            let flip = |bytes: &mut Vec<u8>| {
+                bytes[at] ^= bit;
+                true
+            };
+            small.with(name, &format!("bit {bit:#x} of byte {at}"), flip, || assert!(small.is_found()));
+            flips += 1;
+        }
+    }
+    assert!(flips > 20_000, "{flips}");
+    assert!(!small.is_found());
+}
+
+#[test]
+fn no_damage_is_restored_as_if_it_were_content() {
+    let small = Small::new();
+    assert_eq!(small.check_restores(), 2);
+    for name in small.objects() {
+        let len = small.storage.len(name).unwrap();
+        let mut look = |what: &str, damage: &dyn Fn(&mut Vec<u8>) -> bool| {
+            small.with(
+                name,
+                what,
+                |bytes| damage(bytes),
+                || {
+                    small.check_restores();
+                },
+            );
+        };
+        for at in (0..len as usize).step_by((len as usize / 40).max(1)) {
+            look("flip", &|bytes| {
+                bytes[at] ^= 0x10;
+                true
+            });
+        }
+        for keep in [0, 1, len as usize / 2, len as usize - 1] {
+            look("cut", &|bytes| {
+                bytes.truncate(keep);
+                true
+            });
+        }
+        look("extended", &|bytes| {
+            bytes.push(0);
+            true
+        });
+        look("lost", &|_| false);
+    }
+    assert_eq!(small.check_restores(), 2);
+}
+
+#[test]
+fn the_loss_of_any_one_object_of_metadata_loses_no_point() {
+    let small = Small::new();
+    for name in small.objects() {
+        let repository = small.open().unwrap();
+        let is_metadata = match name {
+            ObjectName::Segment(_) => true,
+            ObjectName::Pack(id) => {
+                let len = small.storage.len(name).unwrap();
+                let (header, _) = repository.read_pack_table(id, len).unwrap();
+                header.kind == vmkeep::format::pack::PackKind::Metadata
+            }
+            _ => false,
+        };
+        if is_metadata {
+            small.with(
+                name,
+                "lost",
+                |_| false,
+                || {
+                    assert!(small.is_found());
+                    assert_eq!(small.check_restores(), 2);
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn swapped_objects_are_found() {
+    let small = Small::new();
+    let objects = small.objects();
+    for pair in objects.windows(2) {
+        let [a, b] = [pair[0], pair[1]];
+        if a.folder() != b.folder() || a.folder().is_none() {
+            continue;
+        }
+        let (bytes_a, bytes_b) =
+            (small.storage.get(a, u64::MAX).unwrap(), small.storage.get(b, u64::MAX).unwrap());
+        small.storage.tamper(a, |_| Some(bytes_b.clone()));
+        small.storage.tamper(b, |_| Some(bytes_a.clone()));
+        assert!(small.is_found(), "{a} and {b}");
+        small.check_restores();
+        small.storage.tamper(a, |_| Some(bytes_a));
+        small.storage.tamper(b, |_| Some(bytes_b));
+    }
+    assert!(!small.is_found());
+}

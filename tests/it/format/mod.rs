@@ -1,0 +1,6 @@
+//! `repo-format.md` against the code: constants, encodings, the worked example.
+
+mod constants;
+mod document;
+pub mod smallest;
+mod vectors;
