@@ -5,6 +5,8 @@ mod decoder;
 mod domain;
 mod fixtures;
 mod format;
+mod hostile_bytes;
+mod house;
 mod killed;
 mod support;
 mod week;
