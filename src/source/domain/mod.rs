@@ -12,6 +12,7 @@
 //! Checkpoints are told apart by the beginning of their names, which is the repository's. Several repositories
 //! may keep one domain.
 
+mod bitmaps;
 mod checkpoints;
 mod disk;
 mod ffi;
@@ -20,7 +21,6 @@ mod offline;
 mod plan;
 mod quiesce;
 mod survey;
-mod tools;
 mod workdir;
 mod xml;
 

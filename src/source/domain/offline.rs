@@ -6,28 +6,29 @@
 //! libvirt is told first of a checkpoint that is made, and last of one that is deleted.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use super::bitmaps::{self, Bitmap};
 use super::disk::GuestDisk;
 use super::ffi::{Config, Guest, NO_DOMAIN_CHECKPOINT};
 use super::plan::{self, Broken, Choice, KnownBase};
 use super::survey::{Survey, SurveyedDisk};
-use super::tools::{self, Bitmap, Server};
-use super::workdir::{self, WorkDir};
 use super::{
-    BackupRequest, DiskMode, DomainBackup, DomainDisk, DomainPlan, Freeze, Job, PlannedDisk, checkpoints, xml,
+    BackupRequest, DiskMode, DomainBackup, DomainDisk, DomainPlan, Freeze, Job, PlannedDisk, checkpoints,
+    workdir, xml,
 };
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
-use crate::nbd::Address;
+use crate::source::DiskSource;
 use crate::source::nbd::NbdDisk;
+use crate::source::qemu_nbd::QemuNbd;
 
 /// A backup of ours; dropped before it was finished, it is undone.
 pub(super) struct OfflineJob {
     guest: Guest,
     /// They keep the domain from starting.
-    servers: Vec<Server>,
-    directory: WorkDir,
+    servers: Vec<QemuNbd>,
     /// The checkpoint that is deleted if the backup fails.
     checkpoint: Option<String>,
 }
@@ -55,7 +56,7 @@ impl Image {
         if disk.xml.encrypted {
             return refused("it is encrypted");
         }
-        let bitmaps = if disk.xml.format == "qcow2" { tools::bitmaps(&path)? } else { Vec::new() };
+        let bitmaps = if disk.xml.format == "qcow2" { bitmaps::list(&path)? } else { Vec::new() };
         Ok(Self { target: disk.xml.target.clone(), path, bitmaps })
     }
 
@@ -134,21 +135,17 @@ pub(super) fn begin(guest: Guest, request: &BackupRequest, monitor: &dyn Monitor
     delete_leftovers(&guest, request, monitor);
     let images = images(&guest, &survey)?;
     let choices = choose(&survey, &images, request);
-    let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let directory = WorkDir::create(parent, &survey.uuid, Some(own))?;
-
     let tracked = if request.new_checkpoint.is_some() { survey.trackable(&mut warnings) } else { Vec::new() };
     let checkpoint = request.new_checkpoint.clone().filter(|_| !tracked.is_empty());
     if checkpoint.is_none() && request.new_checkpoint.is_some() {
         warnings.push("no checkpoint is made: no disk can have a dirty bitmap".into());
     }
-    let made_at = directory.made_at()?;
     // from here on, whatever fails is undone by dropping this
-    let mut job = OfflineJob { guest, servers: Vec::new(), directory, checkpoint: checkpoint.clone() };
+    let mut job = OfflineJob { guest, servers: Vec::new(), checkpoint: checkpoint.clone() };
     if let Some(name) = &checkpoint {
         // The bitmaps are there before the first image is locked: should the domain run in between, they
         // record too much, never too little.
-        make_checkpoint(&job.guest, name, &images, &tracked, made_at)?;
+        make_checkpoint(&job.guest, name, &images, &tracked)?;
     }
     let disks = job.open_disks(&survey, &images, choices, &tracked, monitor)?;
     let excluded = survey.excluded.clone();
@@ -164,23 +161,23 @@ pub(super) fn begin(guest: Guest, request: &BackupRequest, monitor: &dyn Monitor
     })
 }
 
-fn make_checkpoint(
-    guest: &Guest,
-    name: &str,
-    images: &[Image],
-    tracked: &[String],
-    made_at: i64,
-) -> Result<()> {
+fn make_checkpoint(guest: &Guest, name: &str, images: &[Image], tracked: &[String]) -> Result<()> {
     let targets: Vec<&str> = tracked.iter().map(String::as_str).collect();
     let leaves = guest.leaves().unwrap_or_default();
     let parent = if let [leaf] = &leaves[..] { Some(leaf.as_str()) } else { None };
     guest
-        .checkpoint_redefine(&xml::write_redefined(name, &targets, parent, made_at), false)
+        .checkpoint_redefine(&xml::write_redefined(name, &targets, parent, last_written(images)), false)
         .map_err(|fault| fault.at("make", format_args!("checkpoint {name} of {}", guest.object())))?;
     for image in images.iter().filter(|image| tracked.contains(&image.target)) {
-        tools::add_bitmap(&image.path, name)?;
+        bitmaps::add(&image.path, name)?;
     }
     Ok(())
+}
+
+/// Returns when an image was written last, in seconds since the epoch: an off domain is that of then.
+fn last_written(images: &[Image]) -> i64 {
+    let times = images.iter().filter_map(|image| Some(std::fs::metadata(&image.path).ok()?.mtime()));
+    times.max().unwrap_or(0)
 }
 
 /// Removes the bitmaps of ours, and then the checkpoints, that no point names.
@@ -211,7 +208,7 @@ pub(super) fn owned(guest: &Guest, prefix: &str) -> Result<Vec<String>> {
 fn delete_from(guest: &Guest, images: &[Image], name: &str) -> Result<()> {
     for image in images {
         if image.bitmaps.first().is_some_and(|list| list.iter().any(|bitmap| bitmap.name == name)) {
-            tools::remove_bitmap(&image.path, name)?;
+            bitmaps::remove(&image.path, name)?;
         }
     }
     match guest.checkpoint_delete(name, true) {
@@ -229,7 +226,7 @@ fn images_with_bitmaps(guest: &Guest) -> Result<Vec<Image>> {
     for disk in disks.into_iter().filter(|disk| disk.format == "qcow2" && !disk.read_only) {
         if let Some(path) = disk.path {
             // an image that cannot be looked at keeps its bitmaps; the others need not
-            if let Ok(bitmaps) = tools::bitmaps(&path) {
+            if let Ok(bitmaps) = bitmaps::list(&path) {
                 images.push(Image { target: disk.target, path, bitmaps });
             }
         }
@@ -262,15 +259,17 @@ impl OfflineJob {
                 DiskMode::Incremental { checkpoint } => Some(checkpoint.as_str()),
                 DiskMode::Full { .. } => None,
             };
-            let socket = self.directory.scratch(target);
-            self.servers.push(Server::start(&image.path, (format, target), since, &socket, monitor)?);
+            let since: Vec<&str> = since.into_iter().collect();
+            let server = QemuNbd::readable(&image.path, format, &since, monitor)?;
+            let since = since.first().copied();
             let label = format!("{target} of {}", self.guest.name());
-            let source = NbdDisk::open(&Address::Unix(socket), target, since, label, monitor)?;
+            let source = NbdDisk::open(&server.address(), server.export(), since, label, monitor)?;
+            self.servers.push(server);
             let size_then = since.map(|_| choice.size_then);
             disks.push(DomainDisk {
                 target: target.clone(),
                 format: format.to_owned(),
-                size: crate::source::DiskSource::size(&source),
+                size: source.size(),
                 mode: choice.mode,
                 has_bitmap: tracked.contains(target),
                 source: Box::new(GuestDisk::new(Box::new(source), size_then, None)),
@@ -311,7 +310,6 @@ impl OfflineJob {
     /// Leaves behind what a killed process does; its servers lose their only client.
     pub fn die(mut self) {
         self.end();
-        self.directory.unlock();
         std::mem::forget(self);
     }
 }

@@ -387,7 +387,7 @@ pub fn run(program: &str, args: &[&str]) {
 
 /// Returns the names of an image's bitmaps, sorted.
 pub fn bitmaps(image: &str) -> Vec<String> {
-    let chain = super::super::tools::bitmaps(Path::new(image)).unwrap();
+    let chain = super::super::bitmaps::list(Path::new(image)).unwrap();
     let mut names: Vec<String> = chain.into_iter().flatten().map(|bitmap| bitmap.name).collect();
     names.sort();
     names
