@@ -46,7 +46,7 @@
 //! | | always | guarded by |
 //! |---|---|---|
 //! | I1 | A point's manifests are complete: a restore reads no other point. | `every_point_restores_whatever_happened` `what_only_forgotten_points_had_is_gone` |
-//! | I2 | Objects are created once, never changed, and no name is used again. | |
+//! | I2 | Objects are created once, never changed, and no name is used again. | `objects_are_created_once_and_names_are_not_used_again` |
 //! | I3 | Nothing counts without a committed outcome; after it the point is complete and durable. | `killed_fifty_times_and_still_fine` |
 //! | I4 | All disks of a domain commit together, as one point of one instant. | `a_week_of_a_domain_restores_day_by_day` |
 //! | I5 | Every byte restored was checked against its chunk id; every difference is a finding that names point, disk and range. | `no_damage_is_restored_as_if_it_were_content` `a_flipped_bit_is_found_wherever_it_is` |
