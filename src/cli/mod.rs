@@ -1,15 +1,28 @@
 //! The command line: one file per command, from arguments to the library's options and from its reports to text
 //! or JSON. Nothing here knows how a backup works; nothing below here prints.
 
+mod backup;
+mod cat;
 mod completions;
 mod config;
+mod diff;
 mod exit;
+mod forget;
+mod init;
 mod man;
 mod output;
+mod points;
 mod progress;
+mod prune;
+mod restore;
+mod show;
 mod signals;
+mod stats;
 mod units;
+mod verify;
 mod version;
+mod views;
+mod work;
 
 use std::process::ExitCode;
 
@@ -77,6 +90,31 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make a repository
+    Init(init::Args),
+    /// Back up domains, or a single image
+    Backup(Box<backup::Args>),
+    /// List points
+    #[command(visible_alias = "ls")]
+    Points(points::Args),
+    /// Show a point
+    Show(show::Args),
+    /// List the extents in which two points differ
+    Diff(diff::Args),
+    /// Count what points hold and what the repository takes
+    Stats(stats::Args),
+    /// Restore a point
+    Restore(restore::Args),
+    /// Forget points
+    Forget(forget::Args),
+    /// Reclaim what no point needs
+    #[command(visible_alias = "gc")]
+    Prune(prune::Args),
+    /// Check the repository without changing it
+    #[command(visible_alias = "check")]
+    Verify(verify::Args),
+    /// Print a decoded object or the content of a chunk
+    Cat(cat::Args),
     /// Look at the settings
     #[command(subcommand)]
     Config(config::Command),
@@ -117,6 +155,17 @@ pub fn run() -> ExitCode {
 
 fn dispatch(command: &Command, app: &App) -> Result<Exit> {
     match command {
+        Command::Init(args) => init::run(args, app),
+        Command::Backup(args) => backup::run(args, app),
+        Command::Points(args) => points::run(args, app),
+        Command::Show(args) => show::run(args, app),
+        Command::Diff(args) => diff::run(args, app),
+        Command::Stats(args) => stats::run(args, app),
+        Command::Restore(args) => restore::run(args, app),
+        Command::Forget(args) => forget::run(args, app),
+        Command::Prune(args) => prune::run(args, app),
+        Command::Verify(args) => verify::run(args, app),
+        Command::Cat(args) => cat::run(args, app),
         Command::Config(command) => config::run(command, app),
         Command::Completions(args) => completions::run(args, app),
         Command::Man(args) => man::run(args, app),

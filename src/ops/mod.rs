@@ -1,6 +1,7 @@
 //! What can be done with a repository, one verb per file: `verb(&Repository, &VerbOptions, &dyn Monitor)`.
 
 pub mod backup;
+pub mod cat;
 pub mod diff;
 pub mod explain;
 pub mod forget;
@@ -10,6 +11,7 @@ pub mod prune;
 mod record;
 pub mod restore;
 pub mod select;
+pub mod stats;
 pub mod verify;
 
 use serde::Serialize;
