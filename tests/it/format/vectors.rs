@@ -558,6 +558,20 @@ const CHUNK_IDS: [&str; 3] = [
 ];
 
 #[test]
+fn masks_of_the_cutter() {
+    let block = document::blocks().into_iter().find(|block| block.title == "text masks").unwrap();
+    let words: Vec<&str> = block.lines.iter().flat_map(|line| line.split_whitespace()).collect();
+    let numbers: Vec<usize> = words.iter().step_by(2).map(|number| number.parse().unwrap()).collect();
+    assert_eq!(numbers, (11..=21).collect::<Vec<_>>());
+    for pair in words.chunks(2) {
+        let mask = u64::from_str_radix(pair[1], 16).unwrap();
+        assert_eq!(mask, fastcdc::v2020::MASKS[pair[0].parse::<usize>().unwrap()]);
+    }
+    let chosen = fastcdc::v2020::select_masks(32 << 10, fastcdc::v2020::Normalization::Level1);
+    assert_eq!(chosen, (fastcdc::v2020::MASKS[16], fastcdc::v2020::MASKS[14]));
+}
+
+#[test]
 fn golden_cuts() {
     let mut run = vec![0; 600_001];
     blake3::Hasher::new().update(&1u64.to_le_bytes()).finalize_xof().fill(&mut run);
