@@ -456,6 +456,32 @@ fn nodes_that_no_tree_has_are_refused() {
     }
 }
 
+/// What a decode may claim depends on the length of the input in steps; on both sides of each step the value with the
+/// most memory for its bytes is still read.
+#[test]
+fn values_of_every_size_are_read() {
+    let zero = LeafEntry::Zero { len: 4096 };
+    for count in [1, 510, 511, 512, 8190, 8191, 8192, 16_384] {
+        let node = Node::Leaf { entries: vec![zero; count] };
+        assert_eq!(Node::decode(&node.encode().unwrap()).unwrap(), node, "{count} entries");
+    }
+    for count in [1u32, 77, 78, 79, 1259, 1260, 1261, 20_163, 20_164, 20_165, 200_000] {
+        let pack = |number: u32| {
+            let mut id = [0; 32];
+            id[..4].copy_from_slice(&number.to_be_bytes());
+            SegmentPack { id: PackId::from_bytes(id), kind: PackKind::Data, stored_len: 1, frames: vec![] }
+        };
+        let segment = Segment { packs: (0..count).map(pack).collect(), chunks: vec![], ..segment() };
+        let object = segment.to_object(REPOSITORY).unwrap();
+        assert!(Segment::from_object(&object, REPOSITORY).unwrap() == segment, "{count} packs");
+    }
+    let disks =
+        (0..256).map(|number| DiskRecord { target: format!("{number:03}"), ..point().disks[0].clone() });
+    let record = PointRecord { disks: disks.collect(), tags: vec![String::new(); 256], ..point() };
+    record.check().unwrap();
+    assert_eq!(codec::decode::<PointRecord>(&codec::encode(&record).unwrap()).unwrap(), record);
+}
+
 #[test]
 fn pack_header_and_frame_header() {
     let header = PackHeader { kind: PackKind::Metadata, repository: REPOSITORY, salt: [0x55; 32] };
