@@ -1,4 +1,4 @@
-//! Raw image files and block devices.
+//! Image files and block devices: raw ones read directly, qcow2 through `qemu-nbd`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::nbd::NbdDisk;
+use super::qemu_nbd::QemuNbd;
 use super::{DiskSource, Payload, READ_WINDOW};
 use crate::error::{Error, Result};
 use crate::extent::{ByteRange, RangeSet};
@@ -57,11 +59,11 @@ pub fn detect_format(path: &Path) -> Result<ImageFileFormat> {
 /// Opens an image file.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Refused`] for what is no regular file.
+/// [`Error::Io`]; [`Error::Refused`] for what is no regular file; [`Error::Command`] with what `qemu-nbd` says.
 pub fn open_image(
     path: &Path,
     format: ImageFileFormat,
-    _monitor: &dyn Monitor,
+    monitor: &dyn Monitor,
 ) -> Result<Box<dyn DiskSource>> {
     if format == ImageFileFormat::Qcow2 {
         return Err(Error::Usage("qcow2 images are not supported by this build".into()));
@@ -70,6 +72,12 @@ pub fn open_image(
     let found = file.metadata().map_err(|error| Error::io("look at", path.display(), error))?;
     if !found.is_file() {
         return Err(refused(path, "it is no regular file"));
+    }
+    if format == ImageFileFormat::Qcow2 {
+        let server = QemuNbd::readable(path, format.as_str(), &[], monitor)?;
+        let label = path.display().to_string();
+        let disk = NbdDisk::open(&server.address(), server.export(), None, label, monitor)?;
+        return Ok(Box::new(ServedImage { disk, _server: server }));
     }
     Ok(Box::new(ImageFile { path: path.to_path_buf(), file, size: found.len(), has_holes: true }))
 }
@@ -155,5 +163,38 @@ impl DiskSource for ImageFile {
             }
         }
         Ok(())
+    }
+}
+
+/// An image with its server: the connection is closed before the server is ended.
+struct ServedImage {
+    disk: NbdDisk,
+    _server: QemuNbd,
+}
+
+impl DiskSource for ServedImage {
+    fn label(&self) -> String {
+        self.disk.label()
+    }
+
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn dirty(&mut self, monitor: &dyn Monitor) -> Result<Option<RangeSet>> {
+        self.disk.dirty(monitor)
+    }
+
+    fn data(&mut self, within: &RangeSet, monitor: &dyn Monitor) -> Result<RangeSet> {
+        self.disk.data(within, monitor)
+    }
+
+    fn read(
+        &mut self,
+        ranges: &RangeSet,
+        monitor: &dyn Monitor,
+        sink: &mut dyn FnMut(ByteRange, Payload) -> Result<()>,
+    ) -> Result<()> {
+        self.disk.read(ranges, monitor, sink)
     }
 }

@@ -1,48 +1,233 @@
-//! A `qemu-nbd` of our own: the server of an image file, for reading and for writing.
+//! A `qemu-nbd` of our own: the server of one image file, for reading and for writing.
+//!
+//! The server is not persistent: it ends with its only client, so that nothing stays behind when we are killed.
+//! Names of files never become options: they are given absolute, as values of a JSON description.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
-use crate::nbd::Connection;
+use crate::nbd::{Address, Connection, DIRTY_BITMAP_PREFIX, Options};
 
-/// A running `qemu-nbd`.
-pub struct QemuNbd {}
+/// The name under which the image is served.
+const EXPORT: &str = "disk";
+/// How long a server may take until it listens: it replays what a crash left in the image first.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a server may take to end once its client has gone: it writes what it still holds.
+const STOP_TIMEOUT: Duration = Duration::from_secs(300);
+/// How often a server is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// What is kept of a program's messages, bytes.
+const MAX_MESSAGES_LEN: u64 = 4096;
 
-fn missing() -> Error {
-    Error::Usage("qcow2 images are not supported by this build".into())
+/// A running `qemu-nbd`. Dropped, it is killed.
+#[derive(Debug)]
+pub struct QemuNbd {
+    child: Child,
+    messages: File,
+    socket: PathBuf,
+    /// Removed with everything in it.
+    _directory: tempfile::TempDir,
 }
 
-/// Creates an empty qcow2 image.
+/// Explains why a helper program could not be run.
+fn cannot_run(program: &str, error: std::io::Error) -> Error {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        return Error::Refused {
+            object: program.to_owned(),
+            reason: "the program is not installed".into(),
+            hint: Some("it comes with QEMU's tools: Debian's package is qemu-utils".into()),
+        };
+    }
+    Error::io("run", program, error)
+}
+
+/// Returns the first part of what a program said.
+fn first_messages(messages: &mut File) -> String {
+    let mut text = Vec::new();
+    // without its messages the program's failure is still one
+    let _ = messages.seek(SeekFrom::Start(0));
+    let _ = messages.take(MAX_MESSAGES_LEN).read_to_end(&mut text);
+    String::from_utf8_lossy(&text).trim().to_owned()
+}
+
+fn messages_file() -> Result<(File, Stdio)> {
+    let failed = |error| Error::io("create", "a temporary file", error);
+    let file = tempfile::tempfile().map_err(failed)?;
+    let copy = file.try_clone().map_err(failed)?;
+    Ok((file, Stdio::from(copy)))
+}
+
+/// Runs a program to its end.
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let (mut messages, stderr) = messages_file()?;
+    let status = command
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .status()
+        .map_err(|error| cannot_run(&program, error))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::Command { program, status: status.to_string(), stderr: first_messages(&mut messages) })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| Error::io("find the path of", path.display(), error))
+}
+
+/// Creates an empty qcow2 image of `size` bytes of disk; the file must not exist.
 ///
 /// # Errors
-/// What `qemu-img` says.
-pub fn create_qcow2(_path: &Path, _size: u64) -> Result<()> {
-    Err(missing())
+/// [`Error::Command`] with what `qemu-img` says.
+pub fn create_qcow2(path: &Path, size: u64) -> Result<()> {
+    let path = absolute(path)?;
+    run(Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-o", "compat=1.1,lazy_refcounts=off", "--"])
+        .arg(path)
+        .arg(size.to_string()))
 }
 
 impl QemuNbd {
-    /// Serves an image for writing.
+    /// Serves an image for writing. Zeroes that are written leave the image unallocated.
     ///
     /// # Errors
-    /// What `qemu-nbd` says.
-    pub fn writable(_image: &Path, _format: &str, _monitor: &dyn Monitor) -> Result<Self> {
-        Err(missing())
+    /// [`Error::Command`] with what `qemu-nbd` says; [`Error::Cancelled`].
+    pub fn writable(image: &Path, format: &str, monitor: &dyn Monitor) -> Result<Self> {
+        let mut command = Command::new("qemu-nbd");
+        // a restore is made durable once, at its end
+        command.args(["--cache=writeback", "--discard=unmap", "--detect-zeroes=unmap"]);
+        Self::start(command, image, format, monitor)
     }
 
-    /// Connects to the server.
+    /// Serves an image for reading, with its persistent dirty bitmaps of these names. As long as it runs, nobody can write
+    /// the image.
     ///
     /// # Errors
-    /// As [`Connection::open`].
-    pub fn connect(&self, _contexts: &[&str], _monitor: &dyn Monitor) -> Result<Connection> {
-        Err(missing())
+    /// [`Error::Command`] with what `qemu-nbd` says: a bitmap is missing or inconsistent, or the image is in use;
+    /// [`Error::Cancelled`].
+    pub fn readable(image: &Path, format: &str, bitmaps: &[&str], monitor: &dyn Monitor) -> Result<Self> {
+        let mut command = Command::new("qemu-nbd");
+        command.arg("--read-only");
+        for bitmap in bitmaps {
+            command.arg(format!("--bitmap={bitmap}"));
+        }
+        Self::start(command, image, format, monitor)
     }
 
-    /// Ends the server.
-    ///
-    /// # Errors
-    /// What `qemu-nbd` says.
-    pub fn stop(self) -> Result<()> {
+    fn start(mut command: Command, image: &Path, format: &str, monitor: &dyn Monitor) -> Result<Self> {
+        let image = absolute(image)?;
+        let file = image.to_str().ok_or_else(|| Error::Refused {
+            object: image.display().to_string(),
+            reason: "its name is not UTF-8, and QEMU takes no other".into(),
+            hint: None,
+        })?;
+        let host_device = std::fs::metadata(&image)
+            .is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_block_device(&found.file_type()));
+        let driver = if host_device { "host_device" } else { "file" };
+        let description = json!({ "driver": format, "file": { "driver": driver, "filename": file } });
+        let directory = tempfile::Builder::new()
+            .prefix("vmkeep-nbd.")
+            .tempdir()
+            .map_err(|error| Error::io("create", "a temporary directory", error))?;
+        let socket = directory.path().join("s");
+        let (messages, stderr) = messages_file()?;
+        let child = command
+            .args(["--export-name", EXPORT, "--socket"])
+            .arg(&socket)
+            .arg(format!("json:{description}"))
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .map_err(|error| cannot_run("qemu-nbd", error))?;
+        let mut server = Self { child, messages, socket, _directory: directory };
+        server.wait_until_it_listens(monitor)?;
+        Ok(server)
+    }
+
+    fn wait_until_it_listens(&mut self, monitor: &dyn Monitor) -> Result<()> {
+        let start = Instant::now();
+        while !self.socket.exists() {
+            monitor.check()?;
+            if let Some(status) = self.try_wait()? {
+                return Err(self.failure(&status.to_string()));
+            }
+            if start.elapsed() > START_TIMEOUT {
+                let status = format!("it does not listen after {} s", START_TIMEOUT.as_secs());
+                return Err(self.failure(&status));
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
         Ok(())
+    }
+
+    fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().map_err(|error| Error::io("wait for", "qemu-nbd", error))
+    }
+
+    fn failure(&mut self, status: &str) -> Error {
+        Error::Command {
+            program: "qemu-nbd".into(),
+            status: status.to_owned(),
+            stderr: first_messages(&mut self.messages),
+        }
+    }
+
+    /// Returns where it listens.
+    pub fn address(&self) -> Address {
+        Address::Unix(self.socket.clone())
+    }
+
+    /// Returns the name of its one export.
+    pub fn export(&self) -> &'static str {
+        EXPORT
+    }
+
+    /// Connects to it. It serves one client and then ends.
+    ///
+    /// # Errors
+    /// As [`Connection::open`]: a bitmap that is not there, too.
+    pub fn connect(&self, bitmaps: &[&str], monitor: &dyn Monitor) -> Result<Connection> {
+        let contexts: Vec<String> =
+            bitmaps.iter().map(|bitmap| format!("{DIRTY_BITMAP_PREFIX}{bitmap}")).collect();
+        Connection::open(&self.address(), EXPORT, &contexts, &Options::default(), monitor)
+    }
+
+    /// Waits until it has ended, after its client has disconnected: then the image is closed.
+    ///
+    /// # Errors
+    /// [`Error::Command`] if it did not end well, or not in time.
+    pub fn stop(mut self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            match self.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(self.failure(&status.to_string())),
+                None if start.elapsed() > STOP_TIMEOUT => {
+                    let status = format!("it has not ended after {} s", STOP_TIMEOUT.as_secs());
+                    return Err(self.failure(&status));
+                }
+                None => std::thread::sleep(POLL_INTERVAL),
+            }
+        }
+    }
+}
+
+impl Drop for QemuNbd {
+    fn drop(&mut self) {
+        // it has ended already, or is of no use any more
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
