@@ -345,7 +345,7 @@ cmd_io() {
   if grep -qiE 'failed|error|invalid|not found|out of range' <<<"$out"; then die "$disk: $* -> $out"; fi
   printf '%s\n' "$out" | sed '/^$/d'
 }
-# libvirt writes to the same file, once, that somebody spoke to QEMU behind its back
+# libvirt's own lines are not QEMU's answer: it notes the first use of the monitor
 log_since() { tail -c "+$2" "$1" | grep -v ' is tainted: ' || true; }
 log_has() { [ -n "$(log_since "$1" "$2")" ]; }
 cmd_write() {
