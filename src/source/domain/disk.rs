@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::ffi::{Guest, Power};
+use super::ffi::{Guest, NO_DOMAIN, Power};
 use crate::error::{Error, Result};
 use crate::extent::{ByteRange, RangeSet};
 use crate::monitor::Monitor;
@@ -36,8 +36,11 @@ impl GuestDisk {
         };
         for _ in 0..NOTICES {
             let reason = match (guest.power(), guest.backup_xml()) {
-                (Ok(Power::Off), _) | (Err(_), _) => "it stopped while it was being backed up",
+                (Ok(Power::Off), _) => "it stopped while it was being backed up",
+                (Err(fault), _) if fault.code == NO_DOMAIN => "it stopped while it was being backed up",
                 (Ok(_), Ok(None)) => "its backup job was ended by somebody else",
+                // libvirt cannot be asked
+                (Err(_), _) => return result,
                 _ => {
                     thread::sleep(NOTICE);
                     continue;

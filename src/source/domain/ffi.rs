@@ -141,6 +141,8 @@ pub(super) fn domain_names(connect: &Connect) -> Result<Vec<String>> {
 pub(super) struct Guest {
     domain: Domain,
     name: String,
+    /// Where its libvirt is.
+    uri: Option<String>,
 }
 
 /// One checkpoint, freed when dropped.
@@ -158,7 +160,7 @@ impl Guest {
     ///
     /// # Errors
     /// [`Error::NotFound`], or what libvirt says.
-    pub fn find(connect: &Connect, name: &str) -> Result<Self> {
+    pub fn find(connect: &Connect, uri: Option<&str>, name: &str) -> Result<Self> {
         let c_name = c_string(name).map_err(|fault| Error::Usage(fault.message))?;
         // SAFETY: the connection is open as long as `connect` lives; the name is a C string; the pointer that
         // comes back carries a reference that `Domain` gives back when dropped.
@@ -167,11 +169,27 @@ impl Guest {
             if pointer.is_null() { Err(Fault::last()) } else { Ok(Domain::from_ptr(pointer)) }
         };
         match found {
-            Ok(domain) => Ok(Self { domain, name: name.to_owned() }),
+            Ok(domain) => Ok(Self { domain, name: name.to_owned(), uri: uri.map(str::to_owned) }),
             Err(fault) if fault.code == NO_DOMAIN => {
                 Err(Error::NotFound { object: format!("domain {name}") })
             }
             Err(fault) => Err(fault.at("find", format_args!("domain {name}"))),
+        }
+    }
+
+    /// Returns the domain over a new connection, if this one broke: libvirt's daemon may be restarted while a
+    /// job runs, which goes on.
+    ///
+    /// # Errors
+    /// As [`connect`] and [`Guest::find`].
+    pub fn over_a_live_connection(&self) -> Result<Option<Self>> {
+        match self.power() {
+            Ok(_) => Ok(None),
+            Err(fault) if fault.code == NO_DOMAIN => Ok(None),
+            Err(_) => {
+                let connection = connect(self.uri.as_deref())?;
+                Self::find(&connection, self.uri.as_deref(), &self.name).map(Some)
+            }
         }
     }
 

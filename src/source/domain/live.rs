@@ -12,7 +12,7 @@ use super::quiesce::Quiesced;
 use super::survey::Survey;
 use super::workdir::{self, Owner, WorkDir};
 use super::{
-    BackupRequest, DiskMode, DomainBackup, DomainDisk, DomainPlan, Job, PlannedDisk, checkpoints, xml,
+    BackupRequest, DiskMode, DomainBackup, DomainDisk, DomainPlan, Freeze, Job, PlannedDisk, checkpoints, xml,
 };
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
@@ -23,6 +23,9 @@ use crate::source::nbd::NbdDisk;
 /// How long a job that was told to end may take.
 const ENDING: Duration = Duration::from_secs(30);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+/// How long libvirt's daemon may take to come back.
+const RESTARTING: Duration = Duration::from_secs(20);
+const BETWEEN_CONNECTIONS: Duration = Duration::from_secs(1);
 /// With less space for scratch files than this no backup begins: when it runs out, the guest's writes fail.
 const MIN_SCRATCH_BYTES: u64 = 256 << 20;
 /// The part of the disks that may be overwritten during a backup before somebody should have been warned.
@@ -60,6 +63,9 @@ pub(super) fn begin(
     if checkpoint.is_none() && request.new_checkpoint.is_some() {
         warnings.push("no checkpoint is made: no disk can have a dirty bitmap".into());
     }
+    if request.freeze == Freeze::Auto && !survey.domain.has_agent {
+        monitor.note(&format!("{} has no guest agent: not frozen, so crash-consistent", guest.object()));
+    }
     // from here on, whatever fails is undone by dropping this
     let job = LiveJob { guest: guest.clone(), directory, checkpoint: checkpoint.clone(), ended: false };
     let attempt = Attempt { job: &job, survey: &survey, request, tracked: &tracked };
@@ -93,20 +99,15 @@ pub(super) fn plan(guest: &Guest, request: &BackupRequest) -> Result<DomainPlan>
     let mut sizes = Vec::new();
     for known in bases.iter().filter(|known| known.tracked.is_some()) {
         let name = &known.base.name;
-        match guest.checkpoint_xml(name, true) {
-            Ok(text) => sizes.extend(
-                xml::read_checkpoint(name, &text)?
-                    .into_iter()
-                    .map(|disk| ((disk.target, name.clone()), disk.dirty_bytes)),
-            ),
-            Err(fault) if fault.code == CHECKPOINT_INCONSISTENT => {
-                let used: Vec<_> =
-                    survey.disks.iter().map(|disk| (disk.xml.target.clone(), name.clone())).collect();
-                for which in plan::blamed(&fault.message, &used) {
-                    broken.insert(which, broken_reason(&fault, name));
-                }
+        // without an answer there is no forecast, and nothing is known against the bitmaps
+        let Ok(text) = guest.checkpoint_xml(name, true) else { continue };
+        for disk in xml::read_checkpoint(name, &text)? {
+            let which = (disk.target, name.clone());
+            match disk.dirty_bytes {
+                Some(dirty) => sizes.push((which, dirty)),
+                // libvirt leaves the size out where the bitmap is missing or inconsistent
+                None => _ = broken.insert(which, broken_bitmap(name)),
             }
-            Err(_) => {}
         }
     }
     let disks = survey.disks.iter().map(|disk| {
@@ -116,8 +117,7 @@ pub(super) fn plan(guest: &Guest, request: &BackupRequest) -> Result<DomainPlan>
             DiskMode::Incremental { checkpoint } => sizes
                 .iter()
                 .find(|((target, name), _)| *target == disk.xml.target && name == checkpoint)
-                .and_then(|(_, dirty)| *dirty)
-                .map(|dirty| dirty.saturating_add(disk.size.saturating_sub(choice.size_then))),
+                .map(|(_, dirty)| dirty.saturating_add(disk.size.saturating_sub(choice.size_then))),
         };
         PlannedDisk {
             target: disk.xml.target.clone(),
@@ -155,6 +155,7 @@ fn end_leftover_job(guest: &Guest, monitor: &dyn Monitor) -> Result<()> {
         Owner::Dead => {
             monitor.note(&format!("ending the backup job that a killed vmkeep left on {}", guest.object()));
             stop(guest, &socket)?;
+            workdir::remove_dead(&socket);
             Ok(())
         }
     }
@@ -224,9 +225,13 @@ fn known_bases(
 }
 
 fn broken_reason(fault: &Fault, checkpoint: &str) -> String {
-    if fault.code == NO_DOMAIN_CHECKPOINT {
-        return format!("checkpoint {checkpoint} is gone");
+    match fault.code {
+        NO_DOMAIN_CHECKPOINT => format!("checkpoint {checkpoint} is gone"),
+        _ => broken_bitmap(checkpoint),
     }
+}
+
+fn broken_bitmap(checkpoint: &str) -> String {
     format!("its dirty bitmap of checkpoint {checkpoint} is missing or broken")
 }
 
@@ -408,6 +413,7 @@ impl LiveJob {
         if self.ended {
             return Ok(None);
         }
+        self.reconnect()?;
         let stopped = stop(&self.guest, &self.socket())?;
         self.ended = true;
         // every read was answered in full, or would have failed: what was read is right
@@ -418,6 +424,19 @@ impl LiveJob {
             };
             format!("{why} after its disks had been read")
         }))
+    }
+
+    /// Finds the domain again, if libvirt's daemon was restarted meanwhile.
+    fn reconnect(&mut self) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            match self.guest.over_a_live_connection() {
+                Ok(Some(guest)) => self.guest = Arc::new(guest),
+                Ok(None) | Err(Error::NotFound { .. }) => return Ok(()),
+                Err(error) if began.elapsed() > RESTARTING => return Err(error),
+                Err(_) => thread::sleep(BETWEEN_CONNECTIONS),
+            }
+        }
     }
 
     /// Keeps the checkpoint and deletes those of ours that are not in `keep`.
@@ -447,6 +466,15 @@ impl LiveJob {
     /// Deletes the job's checkpoint, if there is one.
     fn delete_checkpoint(&self) -> Result<()> {
         self.checkpoint.as_ref().map_or(Ok(()), |name| checkpoints::delete(&self.guest, name))
+    }
+}
+
+#[cfg(test)]
+impl LiveJob {
+    /// Leaves behind what a killed process does.
+    pub fn die(self) {
+        self.directory.unlock();
+        std::mem::forget(self);
     }
 }
 

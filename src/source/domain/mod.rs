@@ -145,6 +145,7 @@ pub struct DomainPlan {
 /// A connection to libvirt.
 pub struct Hypervisor {
     connect: virt::connect::Connect,
+    uri: Option<String>,
 }
 
 impl Hypervisor {
@@ -155,7 +156,7 @@ impl Hypervisor {
     /// # Errors
     /// [`Error::Unreachable`](crate::error::Error::Unreachable)
     pub fn connect(uri: Option<&str>) -> Result<Self> {
-        Ok(Self { connect: ffi::connect(uri)? })
+        Ok(Self { connect: ffi::connect(uri)?, uri: uri.map(str::to_owned) })
     }
 
     /// Returns the names of all domains, running or not, sorted.
@@ -175,7 +176,7 @@ impl Hypervisor {
     /// disks that it does not have or that cannot be read, and what libvirt says. The domain is as it was then.
     pub fn begin(&self, request: &BackupRequest, monitor: &dyn Monitor) -> Result<DomainBackup> {
         monitor.check()?;
-        let guest = Guest::find(&self.connect, &request.domain)?;
+        let guest = Guest::find(&self.connect, self.uri.as_deref(), &request.domain)?;
         match guest.power().map_err(|fault| fault.at("look at", guest.object()))? {
             Power::Off => offline::begin(guest, request, monitor),
             power => live::begin(guest, power, request, monitor),
@@ -188,7 +189,7 @@ impl Hypervisor {
     /// As for [`Hypervisor::begin`].
     pub fn plan(&self, request: &BackupRequest, monitor: &dyn Monitor) -> Result<DomainPlan> {
         monitor.check()?;
-        let guest = Guest::find(&self.connect, &request.domain)?;
+        let guest = Guest::find(&self.connect, self.uri.as_deref(), &request.domain)?;
         match guest.power().map_err(|fault| fault.at("look at", guest.object()))? {
             Power::Off => offline::plan(&guest, request),
             _ => live::plan(&guest, request),

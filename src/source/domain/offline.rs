@@ -306,6 +306,16 @@ impl OfflineJob {
     }
 }
 
+#[cfg(test)]
+impl OfflineJob {
+    /// Leaves behind what a killed process does; its servers lose their only client.
+    pub fn die(mut self) {
+        self.end();
+        self.directory.unlock();
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for OfflineJob {
     fn drop(&mut self) {
         self.undo_what_is_left();

@@ -69,7 +69,7 @@ impl Survey {
             if disk.xml.format != "qcow2" {
                 continue;
             }
-            if disk.xml.path.as_deref().is_some_and(|path| is_old_qcow2(path)) {
+            if disk.xml.path.as_deref().is_some_and(is_old_qcow2) {
                 warnings.push(format!(
                     "disk {} can have no dirty bitmap: its image is of qcow2 version 2 (qemu-img amend -o \
                      compat=1.1 changes that)",

@@ -30,8 +30,9 @@ const MODE_FOR_KNOWN_QEMU: u32 = 0o700;
 #[derive(Debug)]
 pub(super) struct WorkDir {
     path: PathBuf,
-    // the lock is held as long as this is open
-    _lock: File,
+    // held as long as it is open; read by nobody but tests
+    #[cfg_attr(not(test), allow(dead_code))]
+    lock: File,
 }
 
 /// Whose a job is.
@@ -71,6 +72,16 @@ pub(super) fn owner_of(socket: &Path) -> Owner {
         Ok(None) => Owner::Alive,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Owner::Dead,
         Err(_) => Owner::Alive,
+    }
+}
+
+/// Removes the directory of a job that has ended and whose owner is dead.
+pub(super) fn remove_dead(socket: &Path) {
+    if owner_of(socket) == Owner::Dead
+        && let Some(directory) = socket.parent()
+    {
+        // what cannot be removed does no harm but take space
+        let _ = fs::remove_dir_all(directory);
     }
 }
 
@@ -128,7 +139,7 @@ impl WorkDir {
             .and_then(|lock| open_to_qemu(&new, qemu).map(|()| lock))
             .and_then(|lock| fs::rename(&new, &path).map(|()| lock));
         match ready {
-            Ok(lock) => Ok(Self { path, _lock: lock }),
+            Ok(lock) => Ok(Self { path, lock }),
             Err(error) => {
                 let _ = fs::remove_dir(&new);
                 Err(fail("prepare", error))
@@ -166,6 +177,14 @@ impl WorkDir {
         let found =
             fs::metadata(&self.path).map_err(|error| Error::io("look at", self.path.display(), error))?;
         Ok(found.mtime())
+    }
+}
+
+#[cfg(test)]
+impl WorkDir {
+    /// Does to the lock what being killed does.
+    pub fn unlock(&self) {
+        flock(&self.lock, FlockOperation::Unlock).unwrap();
     }
 }
 
