@@ -53,7 +53,8 @@ def point(out, day, level):
     body = summary(out, day)
     if body["level"] != LEVELS[level]:
         fail(f"{day}: asked for {level}, got {body['level']}")
-    print(body["point"])
+    # as a person would name it
+    print(body["point"][:8])
 
 
 def tell(out, day):
@@ -69,6 +70,11 @@ def stored_exactly(out, day, kib):
 
 def changed_exactly(out, day, kib):
     equal(f"{day}: changed", number(out, day, "changed"), int(kib) * KIB)
+
+
+def dirty_exactly(out, day, disk, kib):
+    found = [body["stats"]["dirty_bytes"] for body in summary(out, day)["disks"] if body["disk"] == disk]
+    equal(f"{day}: dirty of {disk}", sum(found), int(kib) * KIB)
 
 
 def same_since_base(out, day, later):
@@ -122,5 +128,5 @@ def table(out, *days):
 
 
 if __name__ == "__main__":
-    checks = [point, tell, stored_exactly, changed_exactly, same_since_base, diff_is_truth, table]
+    checks = [point, tell, stored_exactly, changed_exactly, dirty_exactly, same_since_base, diff_is_truth, table]
     {check.__name__: check for check in checks}[sys.argv[2]](sys.argv[1], *sys.argv[3:])

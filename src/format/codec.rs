@@ -35,9 +35,9 @@ pub fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, FormatFault> {
 /// [`FormatFault::Decode`] for bytes that are no such value, [`FormatFault::Trailing`] for bytes behind it.
 pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, FormatFault> {
     match bytes.len() {
-        ..=0x1000 => decode_within::<T, { 64 << 10 }>(bytes),
-        ..=0x10000 => decode_within::<T, { 1 << 20 }>(bytes),
-        ..=0x10_0000 => decode_within::<T, { 16 << 20 }>(bytes),
+        0..=0x1000 => decode_within::<T, { 64 << 10 }>(bytes),
+        0x1001..=0x1_0000 => decode_within::<T, { 1 << 20 }>(bytes),
+        0x1_0001..=0x10_0000 => decode_within::<T, { 16 << 20 }>(bytes),
         _ => decode_within::<T, CLAIM_LIMIT>(bytes),
     }
 }

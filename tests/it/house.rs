@@ -186,6 +186,44 @@ fn modules_use_only_lower_layers() {
     assert_none(&problems);
 }
 
+/// Cells of the rows of the crate page's table whose first cell begins with `first` and a number.
+fn crate_page_rows(first: char) -> Vec<Vec<String>> {
+    let text = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let rows = text.lines().filter_map(|line| line.strip_prefix("//! | "));
+    let cells = rows.map(|row| row.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>());
+    cells.filter(|row| row[0].strip_prefix(first).is_some_and(|rest| rest.parse::<u8>().is_ok())).collect()
+}
+
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn the_crate_page_shows_the_layers() {
+    let rows = crate_page_rows('L');
+    assert_eq!(rows.len(), LAYERS.len());
+    for (row, layer) in rows.iter().zip(LAYERS) {
+        assert_eq!(quoted(&row[1]), layer, "{}", row[0]);
+    }
+}
+
+#[test]
+fn the_guards_of_the_invariants_exist() {
+    let tests: Vec<String> = sources(&["src", "tests"]).into_iter().map(|source| source.text).collect();
+    let rows = crate_page_rows('I');
+    assert_eq!(rows.len(), 10);
+    for row in rows {
+        for guard in quoted(&row[2]) {
+            let declared = format!("fn {guard}(");
+            assert!(
+                tests.iter().any(|text| text.contains(&declared)),
+                "{}: there is no test {guard}",
+                row[0]
+            );
+        }
+    }
+}
+
 #[test]
 fn names_in_groups_and_chains_are_found() {
     let names = names_behind("use crate::{error::{Error, Result}, id::PackId};\nx(crate::ops::y)", "crate::");

@@ -8,5 +8,6 @@ mod format;
 mod hostile_bytes;
 mod house;
 mod killed;
+mod order_of_writes;
 mod support;
 mod week;

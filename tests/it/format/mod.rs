@@ -2,5 +2,6 @@
 
 mod constants;
 mod document;
+mod fields;
 pub mod smallest;
 mod vectors;

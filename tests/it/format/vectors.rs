@@ -456,6 +456,32 @@ fn nodes_that_no_tree_has_are_refused() {
     }
 }
 
+/// What a decode may claim depends on the length of the input in steps; on both sides of each step the value with the
+/// most memory for its bytes is still read.
+#[test]
+fn values_of_every_size_are_read() {
+    let zero = LeafEntry::Zero { len: 4096 };
+    for count in [1, 510, 511, 512, 8190, 8191, 8192, 16_384] {
+        let node = Node::Leaf { entries: vec![zero; count] };
+        assert_eq!(Node::decode(&node.encode().unwrap()).unwrap(), node, "{count} entries");
+    }
+    for count in [1u32, 77, 78, 79, 1259, 1260, 1261, 20_163, 20_164, 20_165, 200_000] {
+        let pack = |number: u32| {
+            let mut id = [0; 32];
+            id[..4].copy_from_slice(&number.to_be_bytes());
+            SegmentPack { id: PackId::from_bytes(id), kind: PackKind::Data, stored_len: 1, frames: vec![] }
+        };
+        let segment = Segment { packs: (0..count).map(pack).collect(), chunks: vec![], ..segment() };
+        let object = segment.to_object(REPOSITORY).unwrap();
+        assert!(Segment::from_object(&object, REPOSITORY).unwrap() == segment, "{count} packs");
+    }
+    let disks =
+        (0..256).map(|number| DiskRecord { target: format!("{number:03}"), ..point().disks[0].clone() });
+    let record = PointRecord { disks: disks.collect(), tags: vec![String::new(); 256], ..point() };
+    record.check().unwrap();
+    assert_eq!(codec::decode::<PointRecord>(&codec::encode(&record).unwrap()).unwrap(), record);
+}
+
 #[test]
 fn pack_header_and_frame_header() {
     let header = PackHeader { kind: PackKind::Metadata, repository: REPOSITORY, salt: [0x55; 32] };
@@ -556,6 +582,20 @@ const CHUNK_IDS: [&str; 3] = [
     "703b5b6e935e6e9a89c80d3fc98fed47c660048e7a31c2b21c3a11155203a712",
     "9e1e763533237ecc6f9a989a3cf0d9c27f58a3bd64b439842291d369f3681399",
 ];
+
+#[test]
+fn masks_of_the_cutter() {
+    let block = document::blocks().into_iter().find(|block| block.title == "text masks").unwrap();
+    let words: Vec<&str> = block.lines.iter().flat_map(|line| line.split_whitespace()).collect();
+    let numbers: Vec<usize> = words.iter().step_by(2).map(|number| number.parse().unwrap()).collect();
+    assert_eq!(numbers, (11..=21).collect::<Vec<_>>());
+    for pair in words.chunks(2) {
+        let mask = u64::from_str_radix(pair[1], 16).unwrap();
+        assert_eq!(mask, fastcdc::v2020::MASKS[pair[0].parse::<usize>().unwrap()]);
+    }
+    let chosen = fastcdc::v2020::select_masks(32 << 10, fastcdc::v2020::Normalization::Level1);
+    assert_eq!(chosen, (fastcdc::v2020::MASKS[16], fastcdc::v2020::MASKS[14]));
+}
 
 #[test]
 fn golden_cuts() {
