@@ -87,7 +87,7 @@ impl Repository {
                 Err(error) => Err(error),
             }
         };
-        index::synchronize(index, listed, &mut load, monitor).map(drop)
+        index::synchronize(index, listed, &mut load, monitor)
     }
 
     /// Returns the ids of all segments that the storage lists.
@@ -152,7 +152,7 @@ impl Repository {
             match self.load_segment(id) {
                 Ok(segment) => {
                     spoken_of.extend(segment.packs.iter().map(|pack| pack.id));
-                    index.apply(id, &segment)?;
+                    index.apply(&[(id, segment)])?;
                 }
                 Err(Error::Malformed { .. } | Error::NotFound { .. }) => {}
                 Err(error) => return Err(error),
@@ -168,7 +168,7 @@ impl Repository {
                 Ok((header, table)) => {
                     // any id will do: this index is not kept
                     let segment = segment_of_pack(id, listed.len, &header, &table);
-                    index.apply(SegmentId::from_bytes(*id.as_bytes()), &segment)?;
+                    index.apply(&[(SegmentId::from_bytes(*id.as_bytes()), segment)])?;
                 }
                 Err(Error::Malformed { .. } | Error::NotFound { .. }) => {}
                 Err(error) => return Err(error),

@@ -77,11 +77,14 @@ impl<K: std::hash::Hash + Eq + Copy, V: Clone> Recent<K, V> {
     }
 }
 
+/// Plaintexts by pack and first byte of the frame.
+type RecentFrames = Recent<(PackId, u32), Arc<Vec<u8>>>;
+
 /// Reads chunks of one repository; shared by threads.
 pub struct ChunkReader<'a> {
     repository: &'a Repository,
     view: &'a View,
-    frames: Mutex<Recent<(PackId, u32), Arc<Vec<u8>>>>,
+    frames: Mutex<RecentFrames>,
     nodes: Mutex<Recent<ChunkId, Arc<Node>>>,
     last_resort: OnceLock<MemoryIndex>,
     /// Chunks of a running session, whose packs are not in the view.
@@ -149,7 +152,7 @@ impl<'a> ChunkReader<'a> {
     pub fn with_own_segments(&self, segments: &[SegmentId]) -> Result<Self> {
         let own = MemoryIndex::default();
         for id in segments {
-            own.apply(*id, &self.repository.load_segment(*id)?)?;
+            own.apply(&[(*id, self.repository.load_segment(*id)?)])?;
         }
         Ok(Self { own: Some(own), ..Self::new(self.repository, self.view) })
     }

@@ -162,7 +162,7 @@ fn no_damage_is_restored_as_if_it_were_content() {
     assert_eq!(small.check_restores(), 2);
     for name in small.objects() {
         let len = small.storage.len(name).unwrap();
-        let mut look = |what: &str, damage: &dyn Fn(&mut Vec<u8>) -> bool| {
+        let look = |what: &str, damage: &dyn Fn(&mut Vec<u8>) -> bool| {
             small.with(
                 name,
                 what,

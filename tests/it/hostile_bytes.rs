@@ -138,7 +138,10 @@ fn packs() -> Vec<Vec<u8>> {
     packs.map(|(_, bytes)| bytes).collect()
 }
 
-fn parts_of_packs() -> (Vec<Vec<u8>>, Vec<Vec<u8>>, Vec<Vec<u8>>, Vec<Vec<u8>>) {
+/// Samples of one kind of bytes.
+type Samples = Vec<Vec<u8>>;
+
+fn parts_of_packs() -> (Samples, Samples, Samples, Samples) {
     let (mut frames, mut plains, mut tables, mut nodes) = (vec![], vec![], vec![], vec![]);
     for bytes in packs() {
         let footer = PackFooter::decode(&bytes[bytes.len() - PACK_FOOTER_LEN..], bytes.len() as u64).unwrap();

@@ -104,7 +104,7 @@ impl Source {
 fn without_comment(line: &str) -> &str {
     let start = line.match_indices("//").find(|(at, _)| {
         let before = &line[..*at];
-        !before.ends_with(':') && before.matches('"').count() % 2 == 0
+        !before.ends_with(':') && before.matches('"').count().is_multiple_of(2)
     });
     start.map_or(line, |(at, _)| &line[..at])
 }
@@ -344,7 +344,7 @@ fn functions(text: &str) -> Vec<(&str, usize)> {
         let known = |word: &&str| {
             qualifiers.contains(word) || word.starts_with("pub(") || *word == concat!("un", "safe")
         };
-        if !words[..at].iter().all(|word| known(&word) || word.starts_with('"') || *word == "super)") {
+        if !words[..at].iter().all(|word| known(word) || word.starts_with('"') || *word == "super)") {
             continue;
         }
         let rest = lines[start..].iter().position(|line| {

@@ -5,6 +5,7 @@ mod decoder;
 mod domain;
 mod fixtures;
 mod format;
+mod guest;
 mod hostile_bytes;
 mod house;
 mod killed;

@@ -115,7 +115,14 @@ fn a_week_of_a_domain_restores_day_by_day() {
     assert_only_that_day(&sat, 64 * K);
     assert_eq!(dirty_of(&sat, "vda"), 0);
 
-    // exactly the union of all changes since the full
+    assert_eq!(number(&thu, "since_base_bytes"), M + 128 * K + 4 * K + 192 * K + 64 * K);
+    assert_differences(&week);
+    assert_each_day_restores(&week);
+    assert_saturday_stands_alone(&week);
+}
+
+/// `diff` lists exactly the union of all changes since the full.
+fn assert_differences(week: &Week) {
     let union = [(2 * M, M), (5 * M, 128 * K), (40 * M, 4 * K), (60 * M, 192 * K)];
     assert_eq!(week.diff("mon", "thu", "vda"), union);
     assert_eq!(week.diff("mon", "thu", "vdb"), [(10 * M, 64 * K)]);
@@ -127,33 +134,33 @@ fn a_week_of_a_domain_restores_day_by_day() {
         .map(|(start, len)| (*start, len.next_multiple_of(64 * K)))
         .collect();
     assert_eq!(week.dirty_since("mon", "vda"), coarse);
-    assert_eq!(number(&thu, "since_base_bytes"), M + 128 * K + 4 * K + 192 * K + 64 * K);
+}
 
-    let explained = week.vmkeep.ok(&["show", &week.id("sat"), "--explain"]);
-    assert!(
-        explained.to_lowercase().contains("full") && explained.to_lowercase().contains("diff"),
-        "{explained}"
-    );
-
+fn assert_each_day_restores(week: &Week) {
+    let explained = week.vmkeep.ok(&["show", &week.id("sat"), "--explain"]).to_lowercase();
+    assert!(explained.contains("full") && explained.contains("diff"), "{explained}");
     for (_, summary, truth) in &week.days {
         week.vmkeep.assert_restores(&point(summary), truth, "raw");
     }
     week.vmkeep.ok(&["verify", "--data"]);
-
     // only the last full's and the newest checkpoint stay
     let checkpoints = week.lab.checkpoints("web01");
     assert_eq!(checkpoints.len(), 2, "{checkpoints:?}");
+}
 
+/// Saturday restores after all other points, the full included, were forgotten.
+fn assert_saturday_stands_alone(week: &Week) {
     let sat_id = week.id("sat");
     let others: Vec<String> = ["mon", "tue", "wed", "thu", "fri"].iter().map(|day| week.id(day)).collect();
     let mut forget = vec!["forget", "-y"];
     forget.extend(others.iter().map(String::as_str));
     week.vmkeep.ok(&forget);
+    week.vmkeep.ok(&["prune"]);
     let truth = &week.days.last().unwrap().2;
     week.vmkeep.assert_restores(&sat_id, truth, "raw");
     week.vmkeep.assert_restores(&sat_id, truth, "qcow2");
     week.vmkeep.assert_restores("latest", truth, "raw");
-    assert_zeroes_stay_unallocated(&week, &sat_id);
+    assert_zeroes_stay_unallocated(week, &sat_id);
 }
 
 /// What a disk's bitmap said.

@@ -184,10 +184,15 @@ cmd_start() {
   write_config
   cache_load
   own "$LAB_DIR"
-  as_user "$(tool libvirtd virtqemud)" -d -p "$PIDFILE" </dev/null >/dev/null
-  wait_for 10 test -S "$(socket)" || die "no socket; see $LAB_DIR/daemon.log"
-  # the first client makes the daemon probe every QEMU binary
-  vsh domcapabilities >/dev/null || die "daemon does not answer; see $LAB_DIR/daemon.log"
+  local try
+  # a daemon on a busy machine now and then drops its first client, who makes it probe every QEMU binary
+  for try in 1 2 3; do
+    daemon_alive || as_user "$(tool libvirtd virtqemud)" -d -p "$PIDFILE" </dev/null >/dev/null
+    wait_for 10 test -S "$(socket)" || die "no socket; see $LAB_DIR/daemon.log"
+    if vsh domcapabilities >/dev/null; then break; fi
+    [ "$try" != 3 ] || die "daemon does not answer; see $LAB_DIR/daemon.log"
+    sleep 1
+  done
   cache_save
   say "daemon $(daemon_pid), $(vsh version | sed -n 's/^Running hypervisor: //p'), accel $(accel), run as $(user_mode)"
 }
