@@ -16,7 +16,11 @@ const NOTICES: u32 = 20;
 
 /// One disk of a domain.
 pub(super) struct GuestDisk {
-    inner: Box<dyn DiskSource>,
+    label: String,
+    /// Bytes.
+    size: u64,
+    /// `None` once reading it has failed.
+    inner: Option<Box<dyn DiskSource>>,
     /// The size of the disk when its bitmap began, in bytes; `None` if it is read in full.
     size_then: Option<u64>,
     /// The domain that runs, to tell why a connection broke.
@@ -25,15 +29,24 @@ pub(super) struct GuestDisk {
 
 impl GuestDisk {
     pub fn new(inner: Box<dyn DiskSource>, size_then: Option<u64>, guest: Option<Arc<Guest>>) -> Self {
-        Self { inner, size_then, guest }
+        Self { label: inner.label(), size: inner.size(), inner: Some(inner), size_then, guest }
+    }
+
+    fn inner(&mut self) -> Result<&mut Box<dyn DiskSource>> {
+        let gone =
+            || Error::Unreachable { object: self.label.clone(), reason: "reading it failed before".into() };
+        self.inner.as_mut().ok_or_else(gone)
     }
 
     /// Puts the domain's end before the broken connection that it caused.
-    fn explain<T>(&self, result: Result<T>) -> Result<T> {
+    fn explain<T>(&mut self, result: Result<T>) -> Result<T> {
         let (Err(error @ (Error::Nbd { .. } | Error::Io { .. })), Some(guest)) = (&result, &self.guest)
         else {
             return result;
         };
+        // A QEMU that is to stop first waits until the replies that it owes are read, and meanwhile libvirt does
+        // not answer for the domain; after 15 s it kills QEMU, whose bitmaps are lost then.
+        self.inner = None;
         for _ in 0..NOTICES {
             let reason = match (guest.power(), guest.backup_xml()) {
                 (Ok(Power::Off), _) => "it stopped while it was being backed up",
@@ -55,16 +68,16 @@ impl GuestDisk {
 
 impl DiskSource for GuestDisk {
     fn label(&self) -> String {
-        self.inner.label()
+        self.label.clone()
     }
 
     fn size(&self) -> u64 {
-        self.inner.size()
+        self.size
     }
 
     fn dirty(&mut self, monitor: &dyn Monitor) -> Result<Option<RangeSet>> {
         let Some(size_then) = self.size_then else { return Ok(None) };
-        let dirty = self.inner.dirty(monitor);
+        let dirty = self.inner()?.dirty(monitor);
         let dirty = self.explain(dirty)?;
         // nobody marked what was added to the disk: it was not there
         let grown: RangeSet = ByteRange::between(size_then, self.size()).into_iter().collect();
@@ -72,7 +85,7 @@ impl DiskSource for GuestDisk {
     }
 
     fn data(&mut self, within: &RangeSet, monitor: &dyn Monitor) -> Result<RangeSet> {
-        let data = self.inner.data(within, monitor);
+        let data = self.inner()?.data(within, monitor);
         self.explain(data)
     }
 
@@ -83,7 +96,7 @@ impl DiskSource for GuestDisk {
         sink: &mut dyn FnMut(ByteRange, Payload) -> Result<()>,
     ) -> Result<()> {
         let mut sink_failed = false;
-        let read = self.inner.read(ranges, monitor, &mut |range, payload| {
+        let read = self.inner()?.read(ranges, monitor, &mut |range, payload| {
             sink(range, payload).inspect_err(|_| sink_failed = true)
         });
         if sink_failed { read } else { self.explain(read) }

@@ -83,6 +83,7 @@ pub(super) fn begin(
         warnings,
         checkpoint,
         checkpoint_prefix: request.checkpoint_prefix.clone(),
+        spent: Vec::new(),
         job: Some(Job::Live(job)),
     })
 }

@@ -177,10 +177,14 @@ impl Hypervisor {
     pub fn begin(&self, request: &BackupRequest, monitor: &dyn Monitor) -> Result<DomainBackup> {
         monitor.check()?;
         let guest = Guest::find(&self.connect, self.uri.as_deref(), &request.domain)?;
-        match guest.power().map_err(|fault| fault.at("look at", guest.object()))? {
-            Power::Off => offline::begin(guest, request, monitor),
-            power => live::begin(guest, power, request, monitor),
-        }
+        let mut begun = match guest.power().map_err(|fault| fault.at("look at", guest.object()))? {
+            Power::Off => offline::begin(guest, request, monitor)?,
+            power => live::begin(guest, power, request, monitor)?,
+        };
+        let modes: Vec<(&str, &DiskMode)> =
+            begun.disks.iter().map(|disk| (disk.target.as_str(), &disk.mode)).collect();
+        begun.spent = plan::spent(&request.bases, &modes);
+        Ok(begun)
     }
 
     /// Tells what [`Hypervisor::begin`] would do, changing nothing.
@@ -211,6 +215,8 @@ pub struct DomainBackup {
     warnings: Vec<String>,
     checkpoint: Option<String>,
     checkpoint_prefix: String,
+    /// Offered bases that serve no disk any more.
+    spent: Vec<String>,
     job: Option<Job>,
 }
 
@@ -263,7 +269,7 @@ impl DomainBackup {
     }
 
     /// Ends the backup after its point was committed: deletes the checkpoints of this repository that are not
-    /// in `keep`. Returns what did not work, which harms nothing.
+    /// in `keep`, or that turned out to serve no disk any more. Returns what did not work, which harms nothing.
     ///
     /// # Errors
     /// As for [`DomainBackup::end_job`].
@@ -271,7 +277,8 @@ impl DomainBackup {
         // the point names the new checkpoint now: it stays, even if ending the job fails
         let told = self.warnings.len();
         let ended = self.end_job(monitor);
-        let mut keep: Vec<&str> = keep.iter().map(String::as_str).collect();
+        let mut keep: Vec<&str> =
+            keep.iter().filter(|name| !self.spent.contains(name)).map(String::as_str).collect();
         keep.extend(self.checkpoint.as_deref());
         let mut warnings = self.warnings.split_off(told);
         match self.job.take() {

@@ -157,6 +157,7 @@ pub(super) fn begin(guest: Guest, request: &BackupRequest, monitor: &dyn Monitor
         warnings,
         checkpoint,
         checkpoint_prefix: request.checkpoint_prefix.clone(),
+        spent: Vec::new(),
         job: Some(Job::Offline(job)),
     })
 }

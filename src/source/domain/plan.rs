@@ -136,6 +136,23 @@ pub(super) fn choose(disk: &DiskXml, size: u64, bases: &[KnownBase], broken: &Br
     Choice { mode: DiskMode::Full { reason }, size_then: size }
 }
 
+/// Returns the bases that serve no disk any more, by what was chosen for the disks: one counts only if all disks
+/// that it tracked were asked, and all chose a later base or none.
+pub(super) fn spent(bases: &[BaseCheckpoint], modes: &[(&str, &DiskMode)]) -> Vec<String> {
+    let rank = |mode: &DiskMode| match mode {
+        DiskMode::Incremental { checkpoint } => bases.iter().position(|base| base.name == *checkpoint),
+        DiskMode::Full { .. } => Some(bases.len()),
+    };
+    let serves_none = |at: usize, base: &BaseCheckpoint| {
+        base.disks.iter().all(|(target, _)| {
+            let mode = modes.iter().find(|(disk, _)| disk == target).map(|(_, mode)| *mode);
+            mode.and_then(rank).is_some_and(|chosen| chosen > at)
+        })
+    };
+    let found = bases.iter().enumerate().filter(|(at, base)| serves_none(*at, base));
+    found.map(|(_, base)| base.name.clone()).collect()
+}
+
 /// Returns which bitmaps an error of libvirt is about: those whose disk and checkpoint it quotes, else those
 /// whose disk, else all, since its words may be of any language.
 pub(super) fn blamed(message: &str, used: &[(String, String)]) -> Vec<(String, String)> {

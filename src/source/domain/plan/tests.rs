@@ -133,3 +133,19 @@ fn an_error_is_about_what_it_quotes() {
     assert_eq!(blame("irgendwas mit 'vda'"), "vda");
     assert_eq!(blame("quelque chose"), "vda vdb vdc");
 }
+
+#[test]
+fn a_base_that_serves_no_disk_is_spent() {
+    let bases = [("new", ["vda", "vdb"].as_slice()), ("old", &["vda"])].map(|(name, disks)| BaseCheckpoint {
+        name: name.into(),
+        disks: disks.iter().map(|disk| ((*disk).to_owned(), 10)).collect(),
+    });
+    let since = |name: &str| DiskMode::Incremental { checkpoint: name.into() };
+    let full = DiskMode::Full { reason: None };
+    let spent = |modes: &[(&str, &DiskMode)]| super::spent(&bases, modes).join(" ");
+    assert_eq!(spent(&[("vda", &since("new")), ("vdb", &full)]), "", "the old one was not asked");
+    assert_eq!(spent(&[("vda", &since("old")), ("vdb", &full)]), "new");
+    assert_eq!(spent(&[("vda", &full), ("vdb", &full)]), "new old");
+    assert_eq!(spent(&[("vda", &full)]), "old", "vdb may have a bitmap");
+    assert_eq!(spent(&[("vdb", &full)]), "");
+}
