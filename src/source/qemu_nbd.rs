@@ -140,10 +140,13 @@ impl QemuNbd {
             .tempdir()
             .map_err(|error| Error::io("create", "a temporary directory", error))?;
         let socket = directory.path().join("s");
+        let pid_file = directory.path().join("pid");
         let (messages, stderr) = messages_file()?;
         let child = command
             .args(["--export-name", EXPORT, "--socket"])
             .arg(&socket)
+            .arg("--pid-file")
+            .arg(&pid_file)
             .arg(format!("json:{description}"))
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
@@ -152,13 +155,14 @@ impl QemuNbd {
             .spawn()
             .map_err(|error| cannot_run("qemu-nbd", error))?;
         let mut server = Self { child, messages, socket, _directory: directory };
-        server.wait_until_it_listens(monitor)?;
+        server.wait_until_it_listens(&pid_file, monitor)?;
         Ok(server)
     }
 
-    fn wait_until_it_listens(&mut self, monitor: &dyn Monitor) -> Result<()> {
+    /// `pid_file` is written after it listens; the socket is there a moment before.
+    fn wait_until_it_listens(&mut self, pid_file: &Path, monitor: &dyn Monitor) -> Result<()> {
         let start = Instant::now();
-        while !self.socket.exists() {
+        while !pid_file.exists() {
             monitor.check()?;
             if let Some(status) = self.try_wait()? {
                 return Err(self.failure(&status.to_string()));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use crate::error::{Error, Result};
@@ -31,8 +32,10 @@ impl Lab {
     }
 
     fn start(name: &str) -> Self {
-        // short: unix sockets lie deep below it
-        let lab = Self { dir: format!("/tmp/lab-{name}-{}", std::process::id()).into() };
+        static LABS: AtomicU32 = AtomicU32::new(0);
+        // the lab before may still be purged; short, since unix sockets lie deep below it
+        let number = LABS.fetch_add(1, Ordering::Relaxed);
+        let lab = Self { dir: format!("/tmp/lab-{name}-{}-{number}", std::process::id()).into() };
         lab.cmd(&["start"]);
         lab
     }
