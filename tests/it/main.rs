@@ -10,5 +10,6 @@ mod hostile_bytes;
 mod house;
 mod killed;
 mod order_of_writes;
+mod readme;
 mod support;
 mod week;
