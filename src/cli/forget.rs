@@ -46,8 +46,12 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
     let ids = work.select_all(&entries, &args.points)?;
     let names: Vec<String> = ids.iter().map(|id| short_id(&entries, *id)).collect();
     let what = format!("{} ({})", units::count(ids.len(), "point"), names.join(", "));
-    if !args.dry_run && !args.yes && confirm(&format!("forget {what}?")) == Some(false) {
-        return Err(Error::Cancelled);
+    if !args.dry_run && !args.yes {
+        match confirm(&format!("forget {what}?")) {
+            Some(true) => {}
+            Some(false) => return Err(Error::Cancelled),
+            None => return Err(Error::Usage("without a terminal to ask on, forget needs -y".into())),
+        }
     }
     work.watch_signals()?;
     let report = forget(&work.repository, &ids, "asked for by name", args.dry_run, &work.progress)?;

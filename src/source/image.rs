@@ -15,6 +15,14 @@ use crate::error::{Error, Result};
 use crate::extent::{ByteRange, RangeSet};
 use crate::monitor::Monitor;
 
+/// Bytes of a qcow2 header that are looked at, and where the offset of the backing file's name and the features
+/// stand that a reader has to know (QEMU's docs/interop/qcow2.rst).
+const QCOW2_HEADER_LEN: u64 = 80;
+const QCOW2_BACKING_FILE: usize = 8;
+const QCOW2_FEATURES: usize = 72;
+/// The content is in another file.
+const QCOW2_EXTERNAL_DATA: u64 = 1 << 2;
+
 /// Format of an image file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageFileFormat {
@@ -48,12 +56,37 @@ fn open(path: &Path) -> Result<File> {
 
 /// Looks at the first bytes of a file: qcow2, or else raw.
 ///
+/// A guest writes the first bytes of its raw disk as it likes, and a qcow2 header can name any file of the host as
+/// its backing file. So a format that was only guessed never leads to another file.
+///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Io`]; [`Error::Refused`] for a qcow2 header that names another file.
 pub fn detect_format(path: &Path) -> Result<ImageFileFormat> {
-    let mut magic = Vec::new();
-    open(path)?.take(4).read_to_end(&mut magic).map_err(|error| Error::io("read", path.display(), error))?;
-    Ok(if magic == b"QFI\xfb" { ImageFileFormat::Qcow2 } else { ImageFileFormat::Raw })
+    let mut header = Vec::new();
+    open(path)?
+        .take(QCOW2_HEADER_LEN)
+        .read_to_end(&mut header)
+        .map_err(|error| Error::io("read", path.display(), error))?;
+    if !header.starts_with(b"QFI\xfb") {
+        return Ok(ImageFileFormat::Raw);
+    }
+    let number = |at: usize| {
+        let bytes = header.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+        bytes.map(u64::from_be_bytes)
+    };
+    // a header of version 2 ends before the features
+    let features = if header.get(4..8) == Some(&[0, 0, 0, 2]) { Some(0) } else { number(QCOW2_FEATURES) };
+    match (number(QCOW2_BACKING_FILE), features) {
+        (Some(0), Some(features)) if features & QCOW2_EXTERNAL_DATA == 0 => Ok(ImageFileFormat::Qcow2),
+        (Some(_), Some(_)) => Err(Error::Refused {
+            object: path.display().to_string(),
+            reason: "it seems to be a qcow2 image that refers to another file; if this is a raw disk, \
+                     its guest may have written that"
+                .into(),
+            hint: Some("say which it is with --image-format".into()),
+        }),
+        _ => Err(refused(path, "it begins like a qcow2 image and ends in the header; see --image-format")),
+    }
 }
 
 /// Opens an image file.
@@ -65,9 +98,6 @@ pub fn open_image(
     format: ImageFileFormat,
     monitor: &dyn Monitor,
 ) -> Result<Box<dyn DiskSource>> {
-    if format == ImageFileFormat::Qcow2 {
-        return Err(Error::Usage("qcow2 images are not supported by this build".into()));
-    }
     let file = open(path)?;
     let found = file.metadata().map_err(|error| Error::io("look at", path.display(), error))?;
     if !found.is_file() {

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -93,8 +94,11 @@ pub fn create_qcow2(path: &Path, size: u64) -> Result<()> {
     let path = absolute(path)?;
     run(Command::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2", "-o", "compat=1.1,lazy_refcounts=off", "--"])
-        .arg(path)
-        .arg(size.to_string()))
+        .arg(&path)
+        .arg(size.to_string()))?;
+    // a disk's content is its owner's, as in a raw image; there is none in it yet
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .map_err(|error| Error::io("set the mode of", path.display(), error))
 }
 
 impl QemuNbd {

@@ -1,5 +1,6 @@
 //! Tests of the whole: one binary, one module per subject.
 
+mod cli;
 mod damage;
 mod decoder;
 mod domain;

@@ -255,6 +255,7 @@ fn dry_run(
     });
     let mut report = record::planned_report(repository, &job, disks.collect())?;
     report.excluded = found.excluded;
-    report.warnings = found.warnings;
+    report.warnings = plan.full_reason.iter().map(|reason| format!("made a full: {reason}")).collect();
+    report.warnings.extend(found.warnings);
     Ok(report)
 }

@@ -66,7 +66,7 @@ pub fn backup_image(
     let session = Session::begin(repository, SessionKind::Backup)?;
     let (catalog, view) = repository.refresh(monitor)?;
     let points = usable_points(&catalog, &view, &options.domain);
-    let (job, level) = point_job(repository, options, &points, kind)?;
+    let (job, level, made_full) = point_job(repository, options, &points, kind)?;
     let disk = DiskJob {
         target: options.disk.clone(),
         format,
@@ -77,8 +77,11 @@ pub fn backup_image(
         predecessor: newest_manifest(&points, &options.disk),
         trust_bitmap: false,
     };
-    record::record_point(repository, session, &view, job, vec![disk], &mut || Ok(()), monitor)
-        .context(|| format!("while backing up {}", options.domain))
+    let mut report =
+        record::record_point(repository, session, &view, job, vec![disk], &mut || Ok(()), monitor)
+            .context(|| format!("while backing up {}", options.domain))?;
+    report.warnings.extend(made_full);
+    Ok(report)
 }
 
 type Opened = (Box<dyn DiskSource>, String, SourceKind);
@@ -101,13 +104,13 @@ fn open(input: &ImageInput, monitor: &dyn Monitor) -> Result<Opened> {
     }
 }
 
-/// Returns the point to be made and the level of its disk.
+/// Returns the point to be made, the level of its disk, and what to say if the point is a full unasked.
 fn point_job(
     repository: &Repository,
     options: &ImageBackupOptions,
     points: &[super::PointEntry],
     source: SourceKind,
-) -> Result<(PointJob, Level)> {
+) -> Result<(PointJob, Level, Option<String>)> {
     let mut plan = levels::plan(points, options.level, false, None)?;
     plan.settle(false);
     let disk_level = if plan.level == Level::Copy { Level::Copy } else { Level::Full };
@@ -127,7 +130,8 @@ fn point_job(
         tags: options.tags.clone(),
         read_limit: options.read_limit,
     };
-    Ok((job, disk_level))
+    let made_full = plan.full_reason.map(|reason| format!("made a full: {reason}"));
+    Ok((job, disk_level, made_full))
 }
 
 fn dry_run(
@@ -139,7 +143,7 @@ fn dry_run(
 ) -> Result<BackupReport> {
     let (catalog, view) = repository.refresh(monitor)?;
     let points = usable_points(&catalog, &view, &options.domain);
-    let (job, level) = point_job(repository, options, &points, kind)?;
+    let (job, level, made_full) = point_job(repository, options, &points, kind)?;
     let size = source.size();
     let mut input = IngestInput { source, predecessor: None, trust_bitmap: false, read_limit: None };
     let found = candidates(&mut input, monitor)?;
@@ -156,5 +160,7 @@ fn dry_run(
         full_reason: (level != job.level).then(|| NO_BITMAP.to_owned()),
         stats,
     };
-    record::planned_report(repository, &job, vec![planned])
+    let mut report = record::planned_report(repository, &job, vec![planned])?;
+    report.warnings.extend(made_full);
+    Ok(report)
 }

@@ -47,7 +47,7 @@ impl Image {
             Err(Error::Refused {
                 object: format!("disk {} of {}", disk.xml.target, guest.object()),
                 reason: format!("it cannot be read while the domain is off: {why}"),
-                hint: Some("start the domain, or leave the disk out with --exclude-disk".into()),
+                hint: Some("start the domain, or leave the disk out with --exclude".into()),
             })
         };
         let Some(path) = disk.xml.path.clone() else {
