@@ -1,0 +1,506 @@
+//! What each stage of vmkeep costs, with the bare loop beside it that it cannot be faster than.
+//!
+//! `cargo bench` prints the tables. Ratios within one run are what counts: the machine is the same then.
+//! `VMKEEP_BENCH_MIB` sets the size of the image that goes from end to end (default 256).
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
+use vmkeep::chunk::{Cutter, FrameBuilder, IdHasher, RawFrame, open_frame};
+use vmkeep::error::{Error, Result};
+use vmkeep::extent::ByteRange;
+use vmkeep::format::config::CutterParams;
+use vmkeep::format::node::{ChunkKind, LeafEntry, Node};
+use vmkeep::format::pack::{FrameEntry, PackKind};
+use vmkeep::format::point::Manifest;
+use vmkeep::format::segment::{Segment, SegmentChunk, SegmentPack};
+use vmkeep::id::{ChunkId, PackId, RepositoryId, SegmentId, SessionId};
+use vmkeep::index::{Index, MemoryIndex, open_index};
+use vmkeep::manifest::{Cursor, Geometry, NodeReader, NodeWriter, TreeWriter, diff};
+use vmkeep::monitor::Recorder;
+use vmkeep::ops::RequestedLevel;
+use vmkeep::ops::backup::{ImageBackupOptions, ImageInput, backup_image};
+use vmkeep::ops::restore::{ImageFormat, RestoreOptions, RestoreOutput, restore};
+use vmkeep::ops::verify::{VerifyLevel, VerifyOptions, verify};
+use vmkeep::repo::{CreateOptions, Environment, Repository};
+
+const MIB: u64 = 1 << 20;
+const KEY: [u8; 32] = [7; 32];
+
+fn main() {
+    divan::main();
+}
+
+/// Numbers without a pattern, the same in each run (xorshift64*, Vigna 2016).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+/// Content as disks have it: of 16 pieces of 64 KiB 8 are words, 4 records, 3 noise, 1 zeroes.
+fn disk_content(len: u64, seed: u64) -> Vec<u8> {
+    let words: Vec<String> =
+        (0..2000u64).map(|n| format!("{:x} ", Random(n + 1).next() >> (20 + n % 30))).collect();
+    let mut random = Random(seed);
+    let mut content = Vec::with_capacity(len as usize + 64);
+    while (content.len() as u64) < len {
+        let end = content.len() + 65_536;
+        let kind = random.next() % 16;
+        while content.len() < end {
+            match kind {
+                0..8 => content.extend_from_slice(words[(random.next() % 2000) as usize].as_bytes()),
+                8..12 => {
+                    content.extend_from_slice(&(content.len() as u64).to_le_bytes());
+                    content.extend_from_slice(&[0, 0, 1, 0, (random.next() % 7) as u8, 0, 0, 0]);
+                }
+                12..15 => content.extend_from_slice(&random.next().to_le_bytes()),
+                _ => content.resize(end, 0),
+            }
+        }
+        content.truncate(end);
+    }
+    content.truncate(len as usize);
+    content
+}
+
+fn sample() -> &'static [u8] {
+    static SAMPLE: OnceLock<Vec<u8>> = OnceLock::new();
+    SAMPLE.get_or_init(|| disk_content(16 * MIB, 1))
+}
+
+fn cutter() -> Cutter {
+    Cutter::new(CutterParams::default()).unwrap()
+}
+
+fn sample_frames() -> Vec<RawFrame> {
+    let (hasher, mut builder, mut frames) = (IdHasher::new(KEY), FrameBuilder::new(512 << 10), Vec::new());
+    let mut rest = sample();
+    for len in cutter().cut(sample()) {
+        let (plain, behind) = rest.split_at(len);
+        rest = behind;
+        frames.extend(builder.push(ChunkKind::Data, hasher.chunk_id(ChunkKind::Data, plain), plain).unwrap());
+    }
+    frames.extend(builder.flush());
+    frames
+}
+
+mod a_bytes {
+    use super::*;
+
+    fn per_byte(bencher: Bencher<'_, '_>, work: impl Fn(&[u8]) -> u64 + Sync) {
+        bencher.counter(BytesCount::of_slice(sample())).bench(|| work(divan::black_box(sample())));
+    }
+
+    #[divan::bench]
+    fn bare_copy(bencher: Bencher<'_, '_>) {
+        per_byte(bencher, |bytes| divan::black_box(bytes.to_vec()).len() as u64);
+    }
+
+    #[divan::bench]
+    fn cut(bencher: Bencher<'_, '_>) {
+        let cutter = cutter();
+        per_byte(bencher, |bytes| cutter.cut(bytes).count() as u64);
+    }
+
+    #[divan::bench]
+    fn bare_blake3(bencher: Bencher<'_, '_>) {
+        per_byte(bencher, |bytes| u64::from(blake3::hash(bytes).as_bytes()[0]));
+    }
+
+    #[divan::bench]
+    fn cut_and_name(bencher: Bencher<'_, '_>) {
+        let (cutter, hasher) = (cutter(), IdHasher::new(KEY));
+        per_byte(bencher, |bytes| {
+            let mut from = 0;
+            let ids = cutter.cut(bytes).map(|len| {
+                from += len;
+                hasher.chunk_id(ChunkKind::Data, &bytes[from - len..from])
+            });
+            ids.map(|id| u64::from(id.as_bytes()[0])).sum()
+        });
+    }
+
+    #[divan::bench(sample_count = 20)]
+    fn bare_zstd_3(bencher: Bencher<'_, '_>) {
+        per_byte(bencher, |bytes| {
+            bytes.chunks(512 << 10).map(|piece| zstd::bulk::compress(piece, 3).unwrap().len() as u64).sum()
+        });
+    }
+
+    /// Compressed, decompressed again and compared.
+    #[divan::bench(sample_count = 20)]
+    fn frame(bencher: Bencher<'_, '_>) {
+        let frames = sample_frames();
+        bencher
+            .counter(BytesCount::of_slice(sample()))
+            .bench(|| frames.iter().map(|frame| frame.encode(3).unwrap().bytes.len()).sum::<usize>());
+    }
+
+    #[divan::bench]
+    fn open_frames(bencher: Bencher<'_, '_>) {
+        let frames: Vec<(Vec<u8>, FrameEntry)> = sample_frames()
+            .iter()
+            .map(|frame| {
+                let encoded = frame.encode(3).unwrap();
+                (
+                    encoded.bytes,
+                    FrameEntry { offset: 0, stored_len: encoded.stored_len, raw_len: encoded.raw_len },
+                )
+            })
+            .collect();
+        bencher.counter(BytesCount::of_slice(sample())).bench(|| {
+            frames.iter().map(|(bytes, entry)| open_frame(bytes, entry).unwrap().len()).sum::<usize>()
+        });
+    }
+}
+
+/// Nodes in memory.
+#[derive(Default)]
+struct Nodes(Mutex<HashMap<ChunkId, Vec<u8>>>);
+
+impl NodeReader for Nodes {
+    fn read_node(&self, id: ChunkId) -> Result<Arc<Node>> {
+        let missing = || Error::MissingChunk { id, wanted_by: "a bench".into() };
+        let nodes = self.0.lock().unwrap();
+        let plain = nodes.get(&id).ok_or_else(missing)?;
+        Node::decode(plain).map(Arc::new).map_err(|fault| Error::malformed(id, fault))
+    }
+}
+
+/// New nodes, which are not read while the tree is made.
+#[derive(Default)]
+struct NewNodes(Vec<(ChunkId, Vec<u8>)>);
+
+impl NodeWriter for NewNodes {
+    fn write_node(&mut self, plain: Vec<u8>) -> Result<ChunkId> {
+        let id = IdHasher::new(KEY).chunk_id(ChunkKind::Node, &plain);
+        self.0.push((id, plain));
+        Ok(id)
+    }
+}
+
+/// The map of a disk of 1 TiB of which 64 GiB hold data, in chunks of 32 KiB.
+struct Map {
+    nodes: Nodes,
+    manifest: Manifest,
+}
+
+const DISK: u64 = 1 << 40;
+const LEAF: u64 = MIB;
+const LEAVES: u64 = 65_536;
+
+fn geometry() -> Geometry {
+    Geometry::new(LEAF, 16).unwrap()
+}
+
+fn leaf(number: u64, salt: u64) -> Vec<LeafEntry> {
+    let id = |n: u64| {
+        IdHasher::new(KEY).chunk_id(ChunkKind::Data, &(number * 64 + n).wrapping_add(salt).to_le_bytes())
+    };
+    (0..32).map(|n| LeafEntry::Chunk { len: 32 << 10, offset: 0, id: id(n) }).collect()
+}
+
+fn patch(nodes: &Nodes, old: Option<Manifest>, leaves: &[u64], salt: u64) -> (Manifest, NewNodes) {
+    let mut new = NewNodes::default();
+    let mut writer = TreeWriter::new(geometry(), DISK, old, nodes, &mut new).unwrap();
+    for number in leaves {
+        writer.put_leaf(*number, &leaf(*number, salt)).unwrap();
+    }
+    let manifest = writer.finish().unwrap();
+    (manifest, new)
+}
+
+fn map() -> &'static Map {
+    static MAP: OnceLock<Map> = OnceLock::new();
+    MAP.get_or_init(|| {
+        let nodes = Nodes::default();
+        let all: Vec<u64> = (0..LEAVES).map(|n| n * 16).collect();
+        let (manifest, new) = patch(&nodes, None, &all, 0);
+        nodes.0.lock().unwrap().extend(new.0);
+        Map { nodes, manifest }
+    })
+}
+
+/// Leaves that a nightly backup might touch, in order.
+fn scattered(count: u64) -> Vec<u64> {
+    let mut random = Random(9);
+    let mut found: Vec<u64> = (0..count).map(|_| random.next() % LEAVES * 16).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+mod b_manifest {
+    use super::*;
+
+    #[divan::bench(args = [100, 4000], sample_count = 10)]
+    fn patch_scattered_leaves(bencher: Bencher<'_, '_>, count: u64) {
+        let (map, leaves) = (map(), scattered(count));
+        bencher
+            .counter(ItemsCount::new(leaves.len()))
+            .bench(|| patch(&map.nodes, Some(map.manifest), &leaves, 1));
+    }
+
+    #[divan::bench(sample_count = 10)]
+    fn look_up_scattered_leaves(bencher: Bencher<'_, '_>) {
+        let (map, leaves) = (map(), scattered(4000));
+        bencher.counter(ItemsCount::new(leaves.len())).bench(|| {
+            let mut cursor = Cursor::new(geometry(), &map.manifest, &map.nodes).unwrap();
+            leaves.iter().filter(|leaf| cursor.leaf(**leaf).unwrap().is_some()).count()
+        });
+    }
+
+    #[divan::bench(sample_count = 10)]
+    fn diff_of_scattered_leaves(bencher: Bencher<'_, '_>) {
+        let (map, leaves) = (map(), scattered(4000));
+        let (other, new) = patch(&map.nodes, Some(map.manifest), &leaves, 2);
+        map.nodes.0.lock().unwrap().extend(new.0);
+        bencher.counter(ItemsCount::new(leaves.len())).bench(|| {
+            let mut bytes = 0;
+            let mut sink = |range: ByteRange| bytes += range.len();
+            diff(geometry(), &map.manifest, &other, &map.nodes, &Recorder::new(), &mut sink).unwrap();
+            bytes
+        });
+    }
+}
+
+fn chunk_id(number: u64) -> ChunkId {
+    IdHasher::new(KEY).chunk_id(ChunkKind::Data, &number.to_le_bytes())
+}
+
+/// A segment of 100,000 chunks.
+fn segment(number: u64) -> (SegmentId, Segment) {
+    let chunk = |n: u64| SegmentChunk {
+        id: chunk_id(number * 100_000 + n),
+        kind: ChunkKind::Data,
+        pack: 0,
+        frame: 0,
+        offset: 0,
+        len: 1,
+    };
+    let mut chunks: Vec<SegmentChunk> = (0..100_000).map(chunk).collect();
+    chunks.sort_unstable_by_key(|chunk| chunk.id);
+    let id = *blake3::hash(&number.to_le_bytes()).as_bytes();
+    let pack = SegmentPack {
+        id: PackId::from_bytes(id),
+        kind: PackKind::Data,
+        stored_len: 1 << 20,
+        frames: vec![FrameEntry { offset: 64, stored_len: 100, raw_len: 100 }],
+    };
+    let owner = SessionId::from_bytes([1; 16]);
+    (SegmentId::from_bytes(id), Segment { owner, number: 0, packs: vec![pack], chunks })
+}
+
+mod c_index {
+    use super::*;
+
+    const CHUNKS: u64 = 1_000_000;
+    const REPOSITORY: RepositoryId = RepositoryId::from_bytes([3; 16]);
+
+    fn filled(index: Box<dyn Index>) -> Box<dyn Index> {
+        for number in 0..CHUNKS / 100_000 {
+            index.apply(&[segment(number)]).unwrap();
+        }
+        index
+    }
+
+    fn look_up(bencher: Bencher<'_, '_>, index: &dyn Index, from: u64) {
+        let mut random = Random(5);
+        let ids: Vec<ChunkId> = (0..10_000).map(|_| chunk_id(from + random.next() % CHUNKS)).collect();
+        let known = if from == 0 { ids.len() } else { 0 };
+        bencher.counter(ItemsCount::new(ids.len())).bench_local(|| {
+            let found = index.lookup(&ids).unwrap();
+            assert_eq!(found.iter().filter(|places| !places.is_empty()).count(), known);
+        });
+    }
+
+    #[divan::bench(args = ["known", "new"], sample_count = 20)]
+    fn in_memory(bencher: Bencher<'_, '_>, which: &str) {
+        let index = filled(Box::new(MemoryIndex::default()));
+        look_up(bencher, index.as_ref(), if which == "new" { CHUNKS } else { 0 });
+    }
+
+    #[divan::bench(args = ["known", "new"], sample_count = 20)]
+    fn on_disk(bencher: Bencher<'_, '_>, which: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        let index = filled(open_index(Some(dir.path()), REPOSITORY).index);
+        look_up(bencher, index.as_ref(), if which == "new" { CHUNKS } else { 0 });
+    }
+
+    #[divan::bench(sample_count = 3)]
+    fn rebuild_on_disk(bencher: Bencher<'_, '_>) {
+        let segments: Vec<_> = (0..CHUNKS / 100_000).map(segment).collect();
+        bencher.counter(ItemsCount::new(CHUNKS as usize)).bench_local(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let index = open_index(Some(dir.path()), REPOSITORY).index;
+            for pair in segments.chunks(2) {
+                index.apply(pair).unwrap();
+            }
+        });
+    }
+}
+
+/// A directory with an image, its changed copy, and a repository that holds the image.
+struct Place {
+    dir: tempfile::TempDir,
+    len: u64,
+}
+
+fn image_len() -> u64 {
+    let asked = std::env::var("VMKEEP_BENCH_MIB").ok().and_then(|text| text.parse().ok());
+    asked.unwrap_or(256) * MIB
+}
+
+fn environment() -> Environment {
+    Environment {
+        host: "bench".into(),
+        boot_id: "bench".into(),
+        process_id: std::process::id(),
+        program: "bench".into(),
+        now_ms: || 1_700_000_000_000,
+    }
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { dir: tempfile::tempdir().unwrap(), len: image_len() };
+        let mut file = File::create(place.image()).unwrap();
+        for at in 0..place.len.div_ceil(16 * MIB) {
+            let content = disk_content((place.len - at * 16 * MIB).min(16 * MIB), at + 100);
+            file.write_all(&content).unwrap();
+        }
+        std::fs::copy(place.image(), place.changed()).unwrap();
+        let changed = File::options().write(true).open(place.changed()).unwrap();
+        let mut random = Random(77);
+        for _ in 0..place.len / 4096 / 100 {
+            let block: Vec<u8> = (0..512).flat_map(|_| random.next().to_le_bytes()).collect();
+            changed.write_all_at(&block, random.next() % (place.len / 4096) * 4096).unwrap();
+        }
+        place
+    }
+
+    fn image(&self) -> PathBuf {
+        self.dir.path().join("image")
+    }
+
+    fn changed(&self) -> PathBuf {
+        self.dir.path().join("changed")
+    }
+
+    fn create(&self, name: &str) -> Repository {
+        let path = self.dir.path().join(name);
+        let storage = vmkeep::storage::create_url(path.to_str().unwrap()).unwrap();
+        Repository::create(storage, &CreateOptions::default(), &environment()).unwrap()
+    }
+
+    fn filled(&self) -> Repository {
+        let repository = self.create("filled");
+        keep(&repository, &self.image());
+        repository
+    }
+}
+
+fn keep(repository: &Repository, image: &Path) {
+    let options = ImageBackupOptions {
+        domain: "bench".into(),
+        disk: "vda".into(),
+        input: ImageInput::File { path: image.to_path_buf(), format: None },
+        level: RequestedLevel::Auto,
+        tags: Vec::new(),
+        read_limit: None,
+        dry_run: false,
+    };
+    backup_image(repository, &options, &Recorder::new()).unwrap();
+}
+
+mod d_end_to_end {
+    use super::*;
+
+    #[divan::bench(sample_count = 3, sample_size = 1)]
+    fn bare_read_and_blake3(bencher: Bencher<'_, '_>) {
+        let place = Place::new();
+        bencher.counter(BytesCount::new(place.len)).bench_local(|| {
+            let (mut file, mut hasher) = (File::open(place.image()).unwrap(), blake3::Hasher::new());
+            let mut buffer = vec![0; MIB as usize];
+            loop {
+                match file.read(&mut buffer).unwrap() {
+                    0 => return hasher.finalize(),
+                    len => hasher.update(&buffer[..len]),
+                };
+            }
+        });
+    }
+
+    #[divan::bench(sample_count = 3, sample_size = 1)]
+    fn first_backup(bencher: Bencher<'_, '_>) {
+        let place = Place::new();
+        let mut number = 0;
+        bencher.counter(BytesCount::new(place.len)).bench_local(|| {
+            number += 1;
+            keep(&place.create(&format!("first-{number}")), &place.image());
+        });
+    }
+
+    #[divan::bench(sample_count = 3, sample_size = 1)]
+    fn unchanged_again(bencher: Bencher<'_, '_>) {
+        let place = Place::new();
+        let repository = place.filled();
+        bencher.counter(BytesCount::new(place.len)).bench_local(|| keep(&repository, &place.image()));
+    }
+
+    /// Read in full; one block of 4 KiB in a hundred differs.
+    #[divan::bench(sample_count = 3, sample_size = 1)]
+    fn one_percent_changed(bencher: Bencher<'_, '_>) {
+        let place = Place::new();
+        let mut number = 0;
+        bencher
+            .counter(BytesCount::new(place.len))
+            .with_inputs(|| {
+                number += 1;
+                let repository = place.create(&format!("changed-{number}"));
+                keep(&repository, &place.image());
+                repository
+            })
+            .bench_local_values(|repository| keep(&repository, &place.changed()));
+    }
+
+    #[divan::bench(sample_count = 3, sample_size = 1)]
+    fn restore_to_raw(bencher: Bencher<'_, '_>) {
+        let place = Place::new();
+        let repository = place.filled();
+        let record = repository.catalog(&Recorder::new()).unwrap().points().last().unwrap().record.clone();
+        let options = RestoreOptions {
+            output: RestoreOutput::Directory(place.dir.path().join("restored")),
+            disks: Vec::new(),
+            format: ImageFormat::Raw,
+            force: true,
+            dry_run: false,
+        };
+        bencher
+            .counter(BytesCount::new(place.len))
+            .bench_local(|| restore(&repository, &record, &options, &Recorder::new()).unwrap());
+    }
+
+    #[divan::bench(sample_count = 3, sample_size = 1)]
+    fn verify_data(bencher: Bencher<'_, '_>) {
+        let place = Place::new();
+        let repository = place.filled();
+        let options = VerifyOptions { level: VerifyLevel::Data, points: Vec::new() };
+        bencher.counter(BytesCount::new(place.len)).bench_local(|| {
+            let report = verify(&repository, &options, &Recorder::new()).unwrap();
+            assert!(report.findings.is_empty());
+        });
+    }
+}
