@@ -10,7 +10,7 @@ use vmkeep::ops::RequestedLevel;
 use vmkeep::ops::backup::{BackupReport, DiskReport, ImageBackupOptions, ImageInput, backup_image};
 use vmkeep::source::image::ImageFileFormat;
 
-use super::exit::{self, Exit};
+use super::exit::Exit;
 use super::views::{self, PointView};
 use super::work::Work;
 use super::{App, units};
@@ -261,7 +261,7 @@ fn domains(args: &Args, app: &App, level: RequestedLevel, work: &Work) -> Result
         let exit = match backed_up {
             Ok(exit) => exit,
             Err(error) if !several || matches!(error, Error::Cancelled) => return Err(error),
-            Err(error) => exit::report(&app.output, Some(&domain), &error),
+            Err(error) => super::exit::report(&app.output, Some(&domain), &error),
         };
         // a failure counts more than something incomplete, and the first failure most
         if worst == Exit::Done || (worst == Exit::Incomplete && exit != Exit::Done) {

@@ -7,7 +7,7 @@
 //! * [`view`]: which packs a session may rely on
 //! * [`reader`]: chunks, checked against their ids
 //! * [`writer`]: frames, packs and segments of a session
-//! * [`compare`] and [`ingest`]: from a disk's extents to a manifest
+//! * `compare` and [`ingest`]: from a disk's extents to a manifest
 
 pub mod catalog;
 mod compare;

@@ -1,10 +1,11 @@
 //! Where named objects are kept durably.
 //!
-//! One narrow trait; its contract is in the comments, and one conformance suite
-//! ([`conformance`], used by the tests of every storage) holds each storage to it.
+//! One narrow trait; its contract is in the comments, and one suite of tests holds each storage to it.
 
 pub mod local;
 pub mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Creates an object. Atomic: nobody sees a part of it. Durable when it returns.
     ///
     /// # Errors
-    /// [`Error::Exists`](crate::error::Error::Exists) if the name is taken (the object there is unchanged);
+    /// [`Error::Exists`] if the name is taken (the object there is unchanged);
     /// else the object was not written, or, after a failed sync, may or may not be there, and must
     /// be written again under another name.
     fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()>;
@@ -36,46 +37,46 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Replaces an object, for heartbeats only: atomic, not durable.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::error::Error::Io).
+    /// [`Error::Io`].
     fn replace(&self, name: ObjectName, bytes: &[u8]) -> Result<()>;
 
     /// Returns a whole object of at most `max_len` bytes.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::error::Error::NotFound);
-    /// [`Error::Malformed`](crate::error::Error::Malformed) if it is longer.
+    /// [`Error::NotFound`];
+    /// [`Error::Malformed`] if it is longer.
     fn get(&self, name: ObjectName, max_len: u64) -> Result<Vec<u8>>;
 
     /// Returns exactly `len` bytes from `offset`; the caller bounds `len`.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::error::Error::NotFound);
-    /// [`Error::Malformed`](crate::error::Error::Malformed) (truncated) if the object ends before.
+    /// [`Error::NotFound`];
+    /// [`Error::Malformed`] (truncated) if the object ends before.
     fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>>;
 
     /// Returns an object's length, bytes.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::error::Error::NotFound).
+    /// [`Error::NotFound`].
     fn len(&self, name: ObjectName) -> Result<u64>;
 
     /// Returns every object of a folder whose `put_new` returned before the call, in order of their names.
     /// Files that are no objects are left out. A folder that does not exist is an error: it is not empty.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::error::Error::Io): a failed or truncated listing is never a short one.
+    /// [`Error::Io`]: a failed or truncated listing is never a short one.
     fn list(&self, folder: Folder) -> Result<Vec<Listed>>;
 
     /// Deletes an object; one that is not there is no error. Durable after [`Storage::sync_deletes`].
     ///
     /// # Errors
-    /// [`Error::Io`](crate::error::Error::Io).
+    /// [`Error::Io`].
     fn delete(&self, name: ObjectName) -> Result<()>;
 
     /// Makes the deletes of a folder durable, before the next phase begins.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::error::Error::Io).
+    /// [`Error::Io`].
     fn sync_deletes(&self, folder: Folder) -> Result<()>;
 }
 

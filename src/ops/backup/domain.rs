@@ -44,8 +44,8 @@ pub struct DomainBackupOptions {
 /// Backs up a domain as one point of one instant.
 ///
 /// # Errors
-/// Those of libvirt, of the domain's NBD server and of the storage; [`Error::Busy`] while another backup of
-/// the domain runs; [`Error::Fenced`] by a prune. Nothing is visible of a point that failed, and the domain
+/// Those of libvirt, of the domain's NBD server and of the storage; [`Error::Busy`](crate::error::Error::Busy) while another backup of
+/// the domain runs; [`Error::Fenced`](crate::error::Error::Fenced) by a prune. Nothing is visible of a point that failed, and the domain
 /// is left as it was.
 pub fn backup_domain(
     repository: &Repository,

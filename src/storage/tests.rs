@@ -1,0 +1,141 @@
+//! The contract of [`Storage`], held against every storage.
+
+use super::local::LocalStorage;
+use super::memory::MemoryStorage;
+use super::*;
+use crate::error::FormatFault;
+use crate::id::{PackId, SegmentId, SessionId};
+
+/// Runs a check on a fresh storage of each kind.
+fn on_each(check: impl Fn(&dyn Storage)) {
+    let dir = tempfile::tempdir().unwrap();
+    check(&LocalStorage::create(&dir.path().join("new")).unwrap());
+    check(&MemoryStorage::new());
+}
+
+fn pack(number: u8) -> ObjectName {
+    ObjectName::Pack(PackId::from_bytes([number; 32]))
+}
+
+/// A name in each folder.
+fn names() -> Vec<(Option<Folder>, ObjectName)> {
+    let session = SessionId::from_bytes([5; 16]);
+    vec![
+        (None, ObjectName::Config),
+        (None, ObjectName::Reserve),
+        (Some(Folder::Keys), ObjectName::Key(session)),
+        (Some(Folder::Packs), pack(5)),
+        (Some(Folder::Segments), ObjectName::Segment(SegmentId::from_bytes([5; 32]))),
+        (Some(Folder::Sessions), ObjectName::Session(session)),
+        (Some(Folder::Outcomes), ObjectName::Outcome(session)),
+        (Some(Folder::Marks), ObjectName::Mark(session)),
+        (Some(Folder::Tombstones), ObjectName::Tombstone(session)),
+        (Some(Folder::Damage), ObjectName::Damage(PackId::from_bytes([6; 32]), session)),
+    ]
+}
+
+#[test]
+fn objects_of_every_kind_come_back_and_are_listed() {
+    on_each(|storage| {
+        for (folder, name) in names() {
+            assert!(matches!(storage.get(name, 10), Err(Error::NotFound { .. })), "{name}");
+            assert!(matches!(storage.len(name), Err(Error::NotFound { .. })), "{name}");
+            assert!(matches!(storage.get_range(name, 0, 1), Err(Error::NotFound { .. })), "{name}");
+            storage.put_new(name, b"content").unwrap();
+            assert_eq!(storage.get(name, 7).unwrap(), b"content");
+            assert_eq!(storage.len(name).unwrap(), 7);
+            let Some(folder) = folder else { continue };
+            assert_eq!(storage.list(folder).unwrap(), [Listed { name, len: 7 }]);
+        }
+    });
+}
+
+#[test]
+fn a_name_is_given_once() {
+    on_each(|storage| {
+        for (_, name) in names() {
+            storage.put_new(name, b"first").unwrap();
+            assert!(matches!(storage.put_new(name, b"second"), Err(Error::Exists { .. })), "{name}");
+            assert_eq!(storage.get(name, 10).unwrap(), b"first");
+        }
+    });
+}
+
+#[test]
+fn of_many_who_create_one_object_one_succeeds() {
+    on_each(|storage| {
+        for round in 0..20 {
+            let one = |who: u8| {
+                let done = storage.put_new(pack(round), &[who; 4096]);
+                assert!(matches!(done, Ok(()) | Err(Error::Exists { .. })), "{done:?}");
+                done.is_ok().then_some(who)
+            };
+            let winners: Vec<u8> = std::thread::scope(|scope| {
+                let racers: Vec<_> = (0..4).map(|who| scope.spawn(move || one(who))).collect();
+                racers.into_iter().filter_map(|racer| racer.join().unwrap()).collect()
+            });
+            assert_eq!(winners.len(), 1);
+            assert_eq!(storage.get(pack(round), 4096).unwrap(), [winners[0]; 4096]);
+        }
+    });
+}
+
+#[test]
+fn reads_are_bounded_and_exact() {
+    on_each(|storage| {
+        storage.put_new(pack(1), b"0123456789").unwrap();
+        assert!(matches!(storage.get(pack(1), 9), Err(Error::Malformed { .. })));
+        assert_eq!(storage.get_range(pack(1), 3, 4).unwrap(), b"3456");
+        assert_eq!(storage.get_range(pack(1), 10, 0).unwrap(), b"");
+        for (offset, len) in [(7, 4), (11, 1), (u64::MAX, 1), (1 << 62, 3)] {
+            let found = storage.get_range(pack(1), offset, len);
+            let is_truncated =
+                matches!(found, Err(Error::Malformed { fault: FormatFault::Truncated { .. }, .. }));
+            assert!(is_truncated, "{offset} {len}: {found:?}");
+        }
+    });
+}
+
+#[test]
+fn listings_are_sorted_and_deletes_may_be_repeated() {
+    on_each(|storage| {
+        for number in [9, 3, 7, 1] {
+            storage.put_new(pack(number), &vec![0; usize::from(number)]).unwrap();
+        }
+        storage.delete(pack(7)).unwrap();
+        storage.delete(pack(7)).unwrap();
+        storage.sync_deletes(Folder::Packs).unwrap();
+        let expected = [1, 3, 9].map(|number| Listed { name: pack(number), len: u64::from(number) });
+        assert_eq!(storage.list(Folder::Packs).unwrap(), expected);
+        for folder in Folder::ALL.into_iter().filter(|folder| *folder != Folder::Packs) {
+            assert_eq!(storage.list(folder).unwrap(), []);
+        }
+    });
+}
+
+#[test]
+fn only_a_heartbeat_is_replaced() {
+    on_each(|storage| {
+        let name = ObjectName::Heartbeat(SessionId::from_bytes([5; 16]));
+        for content in [b"one".as_slice(), b"three"] {
+            storage.replace(name, content).unwrap();
+            assert_eq!(storage.get(name, 10).unwrap(), content);
+        }
+    });
+}
+
+#[test]
+fn a_folder_that_is_gone_is_not_an_empty_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("new");
+    let storage = LocalStorage::create(&root).unwrap();
+    for folder in Folder::ALL {
+        assert_eq!(storage.list(folder).unwrap(), []);
+    }
+    for entry in std::fs::read_dir(&root).unwrap() {
+        std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
+    }
+    for folder in Folder::ALL {
+        assert!(matches!(storage.list(folder), Err(Error::Io { .. })), "{folder:?}");
+    }
+}
