@@ -39,12 +39,6 @@ impl Kept {
         all.extend(args);
         self.vmkeep.backup(&all)
     }
-
-    /// Returns one object of a folder of the repository.
-    fn object(&self, folder: &str) -> PathBuf {
-        let found = files(&self.vmkeep.repository().join(folder)).into_keys().next();
-        found.unwrap_or_else(|| panic!("{folder} is empty"))
-    }
 }
 
 /// Returns all files below a directory and their content.
@@ -184,11 +178,11 @@ fn a_repository_that_is_none_or_not_whole_is_named() {
 #[test]
 fn damage_has_its_code_and_names_the_object() {
     let kept = Kept::new();
-    for folder in ["packs", "index", "outcomes"] {
-        let object = kept.object(folder);
-        let whole = fs::read(&object).unwrap();
-        fs::set_permissions(&object, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::write(&object, &whole[..whole.len() / 2]).unwrap();
+    let objects = ["packs", "index", "outcomes"].map(|folder| files(&kept.vmkeep.repository().join(folder)));
+    for object in objects.iter().flat_map(BTreeMap::keys) {
+        let whole = fs::read(object).unwrap();
+        fs::set_permissions(object, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(object, &whole[..whole.len() / 2]).unwrap();
         let output = kept.vmkeep.command(&["verify", "--data"]).output().unwrap();
         let name = object.file_name().unwrap().to_str().unwrap();
         assert_eq!(output.status.code(), Some(4), "{object:?}: {}", text(&output));
@@ -196,7 +190,7 @@ fn damage_has_its_code_and_names_the_object() {
         let findings = kept.vmkeep.command(&["verify", "--data", "--json"]).output().unwrap();
         let last = String::from_utf8(findings.stdout).unwrap();
         assert_valid("verify", &serde_json::from_str(last.lines().last().unwrap()).unwrap());
-        fs::write(&object, whole).unwrap();
+        fs::write(object, whole).unwrap();
     }
     kept.vmkeep.ok(&["verify", "--data"]);
 }
