@@ -89,9 +89,8 @@ fn reads_are_bounded_and_exact() {
         assert_eq!(storage.get_range(pack(1), 10, 0).unwrap(), b"");
         for (offset, len) in [(7, 4), (11, 1), (u64::MAX, 1), (1 << 62, 3)] {
             let found = storage.get_range(pack(1), offset, len);
-            let is_truncated =
-                matches!(found, Err(Error::Malformed { fault: FormatFault::Truncated { .. }, .. }));
-            assert!(is_truncated, "{offset} {len}: {found:?}");
+            let Err(Error::Malformed { fault, .. }) = found else { panic!("{offset} {len}: {found:?}") };
+            assert!(matches!(fault, FormatFault::Truncated { .. }), "{offset} {len}: {fault}");
         }
     });
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Lab, Vmkeep, number, point, text};
+use crate::support::{Lab, Vmkeep, number, point, run, text};
 
 /// A lab with one domain and a repository.
 struct Scene {
@@ -65,13 +65,13 @@ impl Scene {
 
     /// Begins a backup that reads slowly, and returns once it is at it.
     fn slow_backup(&self) -> std::process::Child {
-        let child = self
-            .vmkeep
-            .command(&["backup", self.name, "-l", "full", "--limit-read", "2M"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        self.slow_backup_with(&[])
+    }
+
+    fn slow_backup_with(&self, args: &[&str]) -> std::process::Child {
+        let mut all = vec!["backup", self.name, "-l", "full", "--limit-read", "2M"];
+        all.extend(args);
+        let child = self.vmkeep.command(&all).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let start = Instant::now();
         while !self.has_job() {
             assert!(start.elapsed() < Duration::from_secs(20), "the backup does not begin");
@@ -140,6 +140,56 @@ fn a_cancelled_run_leaves_the_domain_as_it_was() {
     scene.vmkeep.ok(&["verify", "--structure"]);
 }
 
+/// A file system of 72 MiB, as long as this lives.
+struct SmallSpace(PathBuf);
+
+impl SmallSpace {
+    fn mount(dir: PathBuf) -> Self {
+        std::fs::create_dir(&dir).unwrap();
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=72m,mode=1777", "vmkeep-test"]).arg(&dir));
+        Self(dir)
+    }
+}
+
+impl Drop for SmallSpace {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn scratch_space_is_checked_first_and_its_end_harms_no_point() {
+    let mut scene = Scene::new("scratch", &["vda:qcow2:64M"]);
+    scene.write("vda", "0", "64M", "0x11");
+    scene.backup(&[]);
+    let before = scene.lab.checkpoints("scratch");
+    let space = SmallSpace::mount(scene.lab.dir().join("small"));
+    let dir = space.0.to_str().unwrap().to_owned();
+    let somebody = space.0.join("somebody's");
+
+    // there is room at first; then somebody else takes it, and the guest overwrites more than is left
+    let child = scene.slow_backup_with(&["--scratch-dir", &dir]);
+    let left = [0x55; 1 << 20];
+    let mut file = std::fs::File::create(&somebody).unwrap();
+    for _ in 0..60 {
+        std::io::Write::write_all(&mut file, &left).unwrap();
+    }
+    let written = scene.lab.try_cmd(&["write", "scratch", "vda", "16M", "40M", "0x12"]);
+    assert!(text(&written).contains("No space left"), "{}", text(&written));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    assert_eq!(scene.lab.checkpoints("scratch"), before);
+
+    // too little from the beginning
+    let said = scene.vmkeep.fails(&["backup", "scratch", "--scratch-dir", &dir], 1);
+    assert!(said.contains("scratch directory") && said.contains("--scratch-dir"), "{said}");
+    assert_eq!(scene.lab.checkpoints("scratch"), before);
+
+    scene.write("vda", "16M", "1M", "0x13");
+    let inc = scene.backup(&["-l", "inc"]);
+    assert_eq!(Scene::reason(&inc, "vda"), None, "{inc}");
+}
+
 #[test]
 fn after_a_crash_of_qemu_the_disk_is_read_in_full() {
     let mut scene = Scene::new("crashed", &["vda:qcow2:64M", "vdb:qcow2:64M"]);
@@ -165,7 +215,7 @@ fn bitmap_or_metadata_gone() {
     // the metadata stays, the bitmap goes
     let image = scene.lab.image("gone", "vda");
     scene.lab.cmd(&["off", "gone"]);
-    crate::support::run(Command::new("qemu-img").args(["bitmap", "--remove", &image, &checkpoint]));
+    run(Command::new("qemu-img").args(["bitmap", "--remove", &image, &checkpoint]));
     scene.lab.cmd(&["on", "gone"]);
     scene.write("vda", "1M", "64k", "0x12");
     let inc = scene.backup(&["-l", "inc"]);
@@ -188,7 +238,7 @@ fn a_disk_that_came_later_and_one_that_grew() {
     scene.backup(&[]);
     let extra = scene.lab.dir().join("img/extra.qcow2");
     let extra = extra.to_str().unwrap();
-    crate::support::run(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", extra, "16M"]));
+    run(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", extra, "16M"]));
     let xml = scene.lab.dir().join("extra.xml");
     std::fs::write(
         &xml,
