@@ -42,7 +42,7 @@ pub enum Outcome {
     Point { record: Box<PointRecord>, stats: PointStats },
     /// The session (a prune) deletes what its mark names.
     Sweep { packs: Vec<PackId>, points: Vec<PointId> },
-    /// The session changed what it was to change; its tombstones, segments or damage records count.
+    /// The session changed what it was to change; its tombstones and segments count. (Damage records count at once.)
     Done,
     /// The session is over and nothing of it counts.
     Abort { by: SessionId, why: String },

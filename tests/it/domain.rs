@@ -374,3 +374,24 @@ fn a_point_without_dirty_data_is_a_point() {
     let said = scene.vmkeep.fails(&["show", ""], 2);
     assert!(!said.is_empty());
 }
+
+#[test]
+fn firmware_variables_and_xml_come_back() {
+    let lab = Lab::start();
+    lab.cmd(&["define", "--uefi", "uefi", "vda:qcow2:16M"]);
+    let vmkeep = Vmkeep::init(Some(&lab));
+    for power in ["running", "off"] {
+        if power == "off" {
+            lab.cmd(&["off", "uefi"]);
+        }
+        let summary = vmkeep.backup(&["uefi"]);
+        let target = vmkeep.path(power);
+        vmkeep.ok(&["restore", &point(&summary), "-o", target.to_str().unwrap()]);
+        let nvram = std::fs::read(target.join("nvram")).unwrap();
+        assert!(nvram.len() > 64 << 10, "{}", nvram.len());
+        assert_eq!(nvram, std::fs::read(lab.dir().join("img/uefi.nvram")).unwrap(), "{power}");
+        let xml = std::fs::read_to_string(target.join("domain.xml")).unwrap();
+        assert_eq!(xml.trim(), lab.virsh(&["dumpxml", "uefi", "--inactive", "--security-info"]).trim());
+        assert_eq!(target.join("domain-live.xml").exists(), power == "running");
+    }
+}

@@ -36,6 +36,13 @@ fn boot_restored(lab: &Lab, vmkeep: &Vmkeep, point: &str, name: &str) -> String 
     files
 }
 
+/// By the guest's own account.
+#[track_caller]
+fn assert_thawed(lab: &Lab) {
+    let answer = lab.virsh(&["qemu-agent-command", "g", r#"{"execute":"guest-fsfreeze-status"}"#]);
+    assert!(answer.contains("\"thawed\""), "{answer}");
+}
+
 #[test]
 fn a_guest_that_writes_on_is_restored_as_it_was_at_the_instant() {
     let lab = Lab::start();
@@ -48,11 +55,18 @@ fn a_guest_that_writes_on_is_restored_as_it_was_at_the_instant() {
         sleep(Duration::from_secs(2));
         let summary = vmkeep.backup(&["g", "-l", level, "--freeze", "require"]);
         assert_eq!(summary["consistency"], "frozen", "{summary}");
+        assert_thawed(&lab);
         points.push((point(&summary), guest(&lab, &["hashes", "g"])));
     }
     sleep(Duration::from_secs(2));
     let unfrozen = vmkeep.backup(&["g", "-l", "inc", "--freeze", "no"]);
     assert_eq!(unfrozen["consistency"], "crash", "{unfrozen}");
+
+    // a job that cannot begin once the guest is frozen
+    lab.cmd(&["begin", "g", "", ""]);
+    vmkeep.fails(&["backup", "g", "-l", "inc", "--freeze", "require"], 11);
+    assert_thawed(&lab);
+    lab.cmd(&["end", "g"]);
 
     for (i, (point, files)) in points.iter().enumerate() {
         assert!(files.lines().count() > 10, "{files}");
