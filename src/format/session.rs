@@ -46,6 +46,37 @@ pub enum Outcome {
     Done,
     /// The session is over and nothing of it counts.
     Abort { by: SessionId, why: String },
+    /// A hold: this point may not be forgotten or dropped until `until_ms` (milliseconds since 1970; `None`: ever), or
+    /// until this outcome is deleted.
+    Hold { point: PointId, until_ms: Option<i64>, reason: String },
+    /// A verify: what it found out. It informs; nothing is concluded from it that could lose anything.
+    Verified { record: VerifiedRecord },
+}
+
+/// How thoroughly a repository was verified. Each level finds what those before it find of the same points, but
+/// packs, which knows no points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VerifiedLevel {
+    Structure,
+    Packs,
+    Data,
+    Restore,
+    Against,
+}
+
+/// What a verify found out.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct VerifiedRecord {
+    pub level: VerifiedLevel,
+    /// Milliseconds since 1970, for people only.
+    pub time_ms: i64,
+    /// Points of which everything was looked at and found good.
+    pub sound: Vec<PointId>,
+    /// Points that a restore would not give back in full.
+    pub damaged: Vec<PointId>,
+    /// The last pack that a sample read; the next sample goes on behind it.
+    pub cursor: Option<PackId>,
 }
 
 /// `gc/<sid>.mark`: what a prune is about to delete.

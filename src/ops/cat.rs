@@ -112,6 +112,17 @@ fn outcome_value(outcome: &Outcome) -> Value {
         Outcome::Point { record, stats } => json!({ "outcome": "point", "record": record, "stats": stats }),
         Outcome::Sweep { packs, points } => json!({ "outcome": "sweep", "packs": packs, "points": points }),
         Outcome::Done => json!({ "outcome": "done" }),
+        Outcome::Hold { point, until_ms, reason } => {
+            json!({ "outcome": "hold", "point": point, "until_ms": until_ms, "reason": reason })
+        }
+        Outcome::Verified { record } => json!({
+            "outcome": "verified",
+            "level": record.level,
+            "time_ms": record.time_ms,
+            "sound": record.sound,
+            "damaged": record.damaged,
+            "cursor": record.cursor,
+        }),
         Outcome::Abort { by, why } => json!({ "outcome": "abort", "by": by.to_string(), "why": why }),
     }
 }

@@ -10,6 +10,7 @@ pub mod points;
 pub mod prune;
 mod record;
 pub mod restore;
+pub mod retention;
 pub mod select;
 pub mod stats;
 pub mod verify;

@@ -15,7 +15,7 @@
 
 mod moment;
 #[cfg(test)]
-mod tests;
+pub(in crate::ops) mod tests;
 
 use jiff::ZonedDateTime;
 

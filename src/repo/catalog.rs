@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::envelope::ObjectKind;
 use crate::format::name::{Folder, ObjectName};
 use crate::format::point::{PointRecord, PointStats};
-use crate::format::session::{Outcome, Tombstone};
+use crate::format::session::{Outcome, Tombstone, VerifiedLevel, VerifiedRecord};
 use crate::id::{PointId, RepositoryId, SessionId};
 use crate::monitor::Monitor;
 use crate::storage::Storage;
@@ -29,11 +29,33 @@ pub enum Ended {
     Unreadable,
 }
 
+/// A hold on a point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// The session that set it: deleting its outcome releases the point.
+    pub session: SessionId,
+    /// Milliseconds since 1970; `None`: until it is released.
+    pub until_ms: Option<i64>,
+    pub reason: String,
+}
+
+/// What the newest verify that looked at all of a point said of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifiedState {
+    pub level: VerifiedLevel,
+    /// Milliseconds since 1970.
+    pub time_ms: i64,
+    pub sound: bool,
+}
+
 /// Every outcome of a repository at one moment.
 #[derive(Debug, Default)]
 pub struct Catalog {
     points: Vec<PointEntry>,
     forgotten: Vec<PointEntry>,
+    tombstones: HashMap<SessionId, Tombstone>,
+    holds: HashMap<PointId, Vec<Hold>>,
+    verified: Vec<(SessionId, VerifiedRecord)>,
     ended: HashMap<SessionId, Ended>,
     problems: Vec<(ObjectName, String)>,
 }
@@ -65,6 +87,14 @@ impl Catalog {
                     Ended::Unreadable
                 }
                 Ok(Outcome::Sweep { .. } | Outcome::Done) => Ended::Committed,
+                Ok(Outcome::Hold { point, until_ms, reason }) => {
+                    catalog.holds.entry(point).or_default().push(Hold { session, until_ms, reason });
+                    Ended::Committed
+                }
+                Ok(Outcome::Verified { record }) => {
+                    catalog.verified.push((session, record));
+                    Ended::Committed
+                }
                 Ok(Outcome::Abort { .. }) => Ended::Aborted,
                 Err(fault) => {
                     catalog.problem(listed.name, fault.to_string(), monitor);
@@ -73,7 +103,10 @@ impl Catalog {
             };
             catalog.ended.insert(session, ended);
         }
-        let forgotten = catalog.forgotten_points(storage, repository, monitor)?;
+        catalog.verified.sort_by_key(|(session, record)| (record.time_ms, *session));
+        catalog.load_tombstones(storage, repository, monitor)?;
+        let forgotten: HashSet<PointId> =
+            catalog.tombstones.values().flat_map(|tombstone| &tombstone.points).copied().collect();
         points.sort_by_key(|entry| (entry.record.time_ms, entry.record.id));
         (catalog.forgotten, catalog.points) =
             points.into_iter().partition(|entry| forgotten.contains(&entry.record.id));
@@ -90,13 +123,12 @@ impl Catalog {
         &self.problems
     }
 
-    fn forgotten_points(
+    fn load_tombstones(
         &mut self,
         storage: &dyn Storage,
         repository: RepositoryId,
         monitor: &dyn Monitor,
-    ) -> Result<HashSet<PointId>> {
-        let mut forgotten = HashSet::new();
+    ) -> Result<()> {
         for listed in storage.list(Folder::Tombstones)? {
             let ObjectName::Tombstone(session) = listed.name else { continue };
             if self.ended(session) != Some(Ended::Committed) {
@@ -107,12 +139,12 @@ impl Catalog {
                 other => other?,
             };
             match Tombstone::from_object(&bytes, repository) {
-                Ok(tombstone) => forgotten.extend(tombstone.points),
+                Ok(tombstone) => drop(self.tombstones.insert(session, tombstone)),
                 // shown again rather than lost
                 Err(fault) => self.problem(listed.name, fault.to_string(), monitor),
             }
         }
-        Ok(forgotten)
+        Ok(())
     }
 
     /// Returns the points that were not forgotten, oldest first.
@@ -133,5 +165,43 @@ impl Catalog {
     /// Returns a point that was not forgotten.
     pub fn point(&self, id: PointId) -> Option<&PointEntry> {
         self.points.iter().find(|entry| entry.record.id == id)
+    }
+
+    /// Returns the tombstones that count, by the session that put them.
+    pub fn tombstones(&self) -> &HashMap<SessionId, Tombstone> {
+        &self.tombstones
+    }
+
+    /// Returns the holds on a point, expired ones included.
+    pub fn holds(&self, id: PointId) -> &[Hold] {
+        self.holds.get(&id).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Returns the hold on a point that lasts longest, if one has not expired at `now_ms`.
+    pub fn held(&self, id: PointId, now_ms: i64) -> Option<&Hold> {
+        let lasting = self.holds(id).iter().filter(|hold| hold.until_ms.is_none_or(|until| until > now_ms));
+        lasting.max_by_key(|hold| (hold.until_ms.is_none(), hold.until_ms))
+    }
+
+    /// Returns the sessions whose holds name a point that is not there any more.
+    pub fn stray_holds(&self) -> Vec<SessionId> {
+        let known: HashSet<PointId> =
+            self.points.iter().chain(&self.forgotten).map(|entry| entry.record.id).collect();
+        let stray = self.holds.iter().filter(|(point, _)| !known.contains(point));
+        stray.flat_map(|(_, holds)| holds.iter().map(|hold| hold.session)).collect()
+    }
+
+    /// Returns what verifies found out, oldest first.
+    pub fn verified(&self) -> &[(SessionId, VerifiedRecord)] {
+        &self.verified
+    }
+
+    /// Returns what the newest verify of at least `least` said of a point that it looked at as a whole.
+    pub fn verified_state(&self, id: PointId, least: VerifiedLevel) -> Option<VerifiedState> {
+        self.verified.iter().rev().find_map(|(_, record)| {
+            let sound = record.sound.contains(&id);
+            let named = sound && record.level >= least || record.damaged.contains(&id);
+            named.then_some(VerifiedState { level: record.level, time_ms: record.time_ms, sound })
+        })
     }
 }

@@ -15,11 +15,17 @@ fn now() -> ZonedDateTime {
     "2026-07-07T10:00:00Z".parse::<Timestamp>().unwrap().to_zoned_datetime(zone)
 }
 
-fn ms(text: &str) -> i64 {
+pub(in crate::ops) fn ms(text: &str) -> i64 {
     text.parse::<Timestamp>().unwrap().as_millisecond()
 }
 
-fn entry(id: [u8; 2], domain: &str, time_ms: i64, checkpoint: Option<&str>, disks: &[&str]) -> PointEntry {
+pub(in crate::ops) fn entry(
+    id: [u8; 2],
+    domain: &str,
+    time_ms: i64,
+    checkpoint: Option<&str>,
+    disks: &[&str],
+) -> PointEntry {
     let mut bytes = [0x77; 16];
     bytes[..2].copy_from_slice(&id);
     let disk = |target: &&str| DiskRecord {

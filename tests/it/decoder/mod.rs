@@ -49,6 +49,8 @@ enum Outcome {
     Sweep,
     Done,
     Abort,
+    Hold,
+    Verified,
 }
 
 struct Repository {
@@ -395,6 +397,20 @@ fn outcome(body: &[u8]) -> Result<Outcome, Fault> {
             let _by: Sid = cursor.array()?;
             cursor.string()?;
             Outcome::Abort
+        }
+        4 => {
+            let _point: Sid = cursor.array()?;
+            cursor.option(Cursor::u64)?;
+            cursor.string()?;
+            Outcome::Hold
+        }
+        5 => {
+            cursor.u32()?;
+            cursor.u64()?;
+            let _sound: Vec<Sid> = cursor.list(Cursor::array)?;
+            let _damaged: Vec<Sid> = cursor.list(Cursor::array)?;
+            let _cursor: Option<Id> = cursor.option(Cursor::array)?;
+            Outcome::Verified
         }
         _ => return Err("an unknown outcome".into()),
     };

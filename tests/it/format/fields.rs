@@ -46,7 +46,8 @@ fn document_type(kind: &str) -> String {
         "DiskRecord" => "disk record",
         "FileRecord" => "file record",
         "Manifest" => "manifest",
-        "ChunkKind" | "PackKind" | "SessionKind" | "Level" | "SourceKind" | "Consistency" => "enum",
+        "ChunkKind" | "PackKind" | "SessionKind" | "Level" | "SourceKind" | "Consistency"
+        | "VerifiedLevel" => "enum",
         other => other,
     };
     known.to_owned()
@@ -81,6 +82,7 @@ fn records_have_the_fields_of_the_code() {
         ("field of a mark", "session.rs", "Mark"),
         ("field of a tombstone", "session.rs", "Tombstone"),
         ("field of a damage record", "session.rs", "Damage"),
+        ("field of a verified record", "session.rs", "VerifiedRecord"),
     ];
     for (head, file, name) in records {
         assert_same(&rows_under(head), &fields(file, name), head);

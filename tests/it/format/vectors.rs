@@ -15,7 +15,9 @@ use vmkeep::format::point::{
     Consistency, DiskRecord, FileRecord, Level, Manifest, PointRecord, PointStats, SourceKind,
 };
 use vmkeep::format::segment::{Segment, SegmentChunk, SegmentPack};
-use vmkeep::format::session::{Damage, Mark, Outcome, SessionKind, SessionRecord, Tombstone};
+use vmkeep::format::session::{
+    Damage, Mark, Outcome, SessionKind, SessionRecord, Tombstone, VerifiedLevel, VerifiedRecord,
+};
 use vmkeep::id::{ChunkId, KeyDomainId, PackId, PointId, RepositoryId, SessionId};
 
 use super::document;
@@ -390,7 +392,23 @@ fn outcomes() {
         &Outcome::Abort { by: SessionId::from_bytes([0x46; 16]), why: "no".into() },
         r#"03000000 46*16 0200000000000000 "no""#,
     );
-    assert!(codec::decode::<Outcome>(&hex("04000000")).is_err(), "an unknown variant");
+    let point = PointId::from_bytes([0x47; 16]);
+    assert_encodes(
+        &Outcome::Hold { point, until_ms: Some(9), reason: "audit".into() },
+        r#"04000000 47*16 01 0900000000000000 0500000000000000 "audit""#,
+    );
+    let record = VerifiedRecord {
+        level: VerifiedLevel::Data,
+        time_ms: 9,
+        sound: vec![point],
+        damaged: Vec::new(),
+        cursor: Some(pack_id(0xa1)),
+    };
+    assert_encodes(
+        &Outcome::Verified { record },
+        "05000000 02000000 0900000000000000 0100000000000000 47*16 00*8 01 a1*32",
+    );
+    assert!(codec::decode::<Outcome>(&hex("06000000")).is_err(), "an unknown variant");
 }
 
 #[test]
