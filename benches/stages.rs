@@ -26,7 +26,7 @@ use vmkeep::manifest::{Cursor, Geometry, NodeReader, NodeWriter, TreeWriter, dif
 use vmkeep::monitor::Recorder;
 use vmkeep::ops::RequestedLevel;
 use vmkeep::ops::backup::{ImageBackupOptions, ImageInput, backup_image};
-use vmkeep::ops::restore::{ImageFormat, RestoreOptions, RestoreOutput, restore};
+use vmkeep::ops::restore::{ImageFormat, OnDamage, RestoreOptions, RestoreOutput, restore};
 use vmkeep::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use vmkeep::repo::{CreateOptions, Environment, Repository};
 
@@ -486,6 +486,7 @@ mod d_end_to_end {
             disks: Vec::new(),
             format: ImageFormat::Raw,
             force: true,
+            on_damage: OnDamage::Fail,
             dry_run: false,
         };
         bencher
@@ -497,7 +498,7 @@ mod d_end_to_end {
     fn verify_data(bencher: Bencher<'_, '_>) {
         let place = Place::new();
         let repository = place.filled();
-        let options = VerifyOptions { level: VerifyLevel::Data, points: Vec::new() };
+        let options = VerifyOptions { level: VerifyLevel::Data, ..VerifyOptions::default() };
         bencher.counter(BytesCount::new(place.len)).bench_local(|| {
             let report = verify(&repository, &options, &Recorder::new()).unwrap();
             assert!(report.findings.is_empty());

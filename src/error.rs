@@ -153,6 +153,15 @@ impl Error {
         }
     }
 
+    /// Returns true if an object of the repository is missing or not what it should be.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Context { source, .. } => source.is_damage(),
+            Self::Malformed { .. } | Self::MissingChunk { .. } | Self::Damaged(_) => true,
+            _ => false,
+        }
+    }
+
     /// Returns the command or change that helps, where one is known.
     pub fn hint(&self) -> Option<String> {
         match self {

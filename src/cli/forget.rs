@@ -1,12 +1,21 @@
-//! `vmkeep forget`.
+//! `vmkeep forget`: points by name, or by a policy.
 
+use std::collections::BTreeMap;
+
+use jiff::Span;
 use serde::Serialize;
 use vmkeep::error::{Error, Result};
-use vmkeep::ops::forget::{ForgetReport, forget};
+use vmkeep::id::PointId;
+use vmkeep::ops::PointEntry;
+use vmkeep::ops::forget::{check_guards, facts, forget};
+use vmkeep::ops::freed::{Freed, FreedReport, freed};
+use vmkeep::ops::prune::{PruneOptions, prune};
+use vmkeep::ops::retention::{Count, Decision, GroupBy, Period, Policy, decide};
 use vmkeep::ops::select::short_id;
+use vmkeep::repo::Catalog;
 
 use super::exit::Exit;
-use super::output::confirm;
+use super::output::{Table, confirm};
 use super::work::Work;
 use super::{App, units};
 
@@ -14,14 +23,36 @@ use super::{App, units};
 #[command(after_long_help = "Examples:
   vmkeep forget web01~3
   vmkeep forget 3fa9 77c2 -n
+  vmkeep forget --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --prune
+  vmkeep forget web01 db01 --keep-within 30d --keep-yearly unlimited -n
+
+With --keep options a point stays if any of them keeps it; each domain is looked at by itself. -n shows what would \
+go, why the rest stays, and how much space that would free.
 
 A forgotten point is no longer shown and restores no longer; all others restore as before, whatever they were \
-compared with. The space is reclaimed by prune.")]
+compared with. The space is reclaimed by prune; until then undelete brings a point back.
+
+Without --force these are not forgotten: the newest two points of a domain, the last one that verify found sound, and \
+more than half of the points of the domains concerned. A held point never is.")]
 pub struct Args {
-    /// The points to forget
-    #[arg(value_name = "POINT", required = true)]
-    points: Vec<String>,
-    /// Only say what would be forgotten
+    /// The points to forget; with --keep options, the domains that the policy is for [default: all]
+    #[arg(value_name = "POINT|DOMAIN", required_unless_present = "policy")]
+    scope: Vec<String>,
+    #[command(flatten)]
+    keep: Keep,
+    /// Apply the policy only to points with this tag
+    #[arg(long, value_name = "TAG", requires = "policy")]
+    tag: Vec<String>,
+    /// What points have in common that are looked at together
+    #[arg(long, value_name = "domain,tags|none", requires = "policy", default_value = "domain", value_parser = parse_group_by)]
+    group_by: GroupBy,
+    /// Forget protected points too, and more than half of all
+    #[arg(short, long)]
+    force: bool,
+    /// Prune afterwards
+    #[arg(long)]
+    prune: bool,
+    /// Only say what would be forgotten, and what that would free
     #[arg(short = 'n', long)]
     dry_run: bool,
     /// Do not ask
@@ -29,38 +60,272 @@ pub struct Args {
     yes: bool,
 }
 
+/// The policy's options.
+#[derive(Debug, Default, clap::Args)]
+#[group(id = "policy", multiple = true)]
+#[command(next_help_heading = "Policy (N: a number, or unlimited; SPAN: as in 2y5m7d3h)")]
+struct Keep {
+    /// Keep the newest N points
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    keep_last: Option<Count>,
+    /// Keep the newest point of each of the last N hours that have one
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    keep_hourly: Option<Count>,
+    /// The same for days
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    keep_daily: Option<Count>,
+    /// The same for weeks, from Monday on
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    keep_weekly: Option<Count>,
+    /// The same for months
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    keep_monthly: Option<Count>,
+    /// The same for years
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    keep_yearly: Option<Count>,
+    /// Keep all points within this time before the newest one
+    #[arg(long, value_name = "SPAN", value_parser = units::parse_span)]
+    keep_within: Option<Span>,
+    /// Keep one an hour within this time before the newest one
+    #[arg(long, value_name = "SPAN", value_parser = units::parse_span)]
+    keep_within_hourly: Option<Span>,
+    /// Keep one a day within this time
+    #[arg(long, value_name = "SPAN", value_parser = units::parse_span)]
+    keep_within_daily: Option<Span>,
+    /// Keep one a week within this time
+    #[arg(long, value_name = "SPAN", value_parser = units::parse_span)]
+    keep_within_weekly: Option<Span>,
+    /// Keep one a month within this time
+    #[arg(long, value_name = "SPAN", value_parser = units::parse_span)]
+    keep_within_monthly: Option<Span>,
+    /// Keep one a year within this time
+    #[arg(long, value_name = "SPAN", value_parser = units::parse_span)]
+    keep_within_yearly: Option<Span>,
+    /// Keep points with this tag
+    #[arg(long, value_name = "TAG")]
+    keep_tag: Vec<String>,
+}
+
+fn parse_count(text: &str) -> Result<Count, String> {
+    if matches!(text, "unlimited" | "-1") {
+        return Ok(Count::Unlimited);
+    }
+    text.parse().map(Count::Of).map_err(|_| format!("{text:?} is neither a number nor unlimited"))
+}
+
+fn parse_group_by(text: &str) -> Result<GroupBy, String> {
+    let mut group_by = GroupBy { domain: false, tags: false };
+    for part in text.split(',') {
+        match part {
+            "domain" => group_by.domain = true,
+            "tags" => group_by.tags = true,
+            "none" if text == "none" => {}
+            _ => return Err(format!("{part:?} is none of domain, tags and none")),
+        }
+    }
+    Ok(group_by)
+}
+
+impl Keep {
+    fn policy(&self, group_by: GroupBy) -> Policy {
+        let counts = [
+            (Period::Last, self.keep_last),
+            (Period::Hourly, self.keep_hourly),
+            (Period::Daily, self.keep_daily),
+            (Period::Weekly, self.keep_weekly),
+            (Period::Monthly, self.keep_monthly),
+            (Period::Yearly, self.keep_yearly),
+        ];
+        let within = [
+            (Period::Last, self.keep_within),
+            (Period::Hourly, self.keep_within_hourly),
+            (Period::Daily, self.keep_within_daily),
+            (Period::Weekly, self.keep_within_weekly),
+            (Period::Monthly, self.keep_within_monthly),
+            (Period::Yearly, self.keep_within_yearly),
+        ];
+        Policy {
+            counts: counts.into_iter().filter_map(|(period, count)| Some((period, count?))).collect(),
+            within: within.into_iter().filter_map(|(period, span)| Some((period, span?))).collect(),
+            tags: self.keep_tag.clone(),
+            group_by,
+        }
+    }
+
+    fn is_given(&self) -> bool {
+        let policy = self.policy(GroupBy::default());
+        !(policy.counts.is_empty() && policy.within.is_empty() && policy.tags.is_empty())
+    }
+}
+
+/// What a run decided of one point.
+#[derive(Debug, Serialize)]
+struct DecisionView<'a> {
+    point: PointId,
+    domain: &'a str,
+    time: String,
+    keep: bool,
+    reasons: &'a [String],
+    /// What forgetting it alone would free; only for points to forget, and only with a dry run.
+    freed: Option<Freed>,
+}
+
 #[derive(Debug, Serialize)]
 struct ForgetView<'a> {
     message_type: &'static str,
-    #[serde(flatten)]
-    report: &'a ForgetReport,
+    points: &'a [PointId],
+    decisions: Vec<DecisionView<'a>>,
+    freed: Option<Freed>,
+    dry_run: bool,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// Those of the selectors and of the repository; [`Error::Cancelled`] if the user does not agree.
+/// Those of the selectors and of the repository; points that are protected; [`Error::Cancelled`] if the user does not
+/// agree.
 pub fn run(args: &Args, app: &App) -> Result<Exit> {
     let work = Work::open(app)?;
-    let entries = work.points()?;
-    let ids = work.select_all(&entries, &args.points)?;
-    let names: Vec<String> = ids.iter().map(|id| short_id(&entries, *id)).collect();
-    let what = format!("{} ({})", units::count(ids.len(), "point"), names.join(", "));
-    if !args.dry_run && !args.yes {
-        match confirm(&format!("forget {what}?")) {
-            Some(true) => {}
-            Some(false) => return Err(Error::Cancelled),
-            None => return Err(Error::Usage("without a terminal to ask on, forget needs -y".into())),
-        }
+    let catalog = work.repository.catalog(&work.progress)?;
+    let decisions = decisions(args, &work, &catalog)?;
+    let chosen: Vec<PointId> =
+        decisions.iter().filter(|decision| !decision.keep).map(|decision| decision.point).collect();
+    if !args.force {
+        check_guards(&catalog, &chosen, work.now.timestamp().as_millisecond())?;
+    }
+    if args.dry_run {
+        work.watch_signals()?;
+        let freed = freed(&work.repository, &chosen, &work.progress)?;
+        work.progress.clear();
+        print(app, &work, &catalog, &decisions, Some(&freed))?;
+        return Ok(Exit::Done);
+    }
+    if !args.yes && !chosen.is_empty() {
+        agree(catalog.points(), &chosen)?;
     }
     work.watch_signals()?;
-    let report = forget(&work.repository, &ids, "asked for by name", args.dry_run, &work.progress)?;
+    let reason = if args.keep.is_given() { "not kept by the policy" } else { "asked for by name" };
+    forget(&work.repository, &chosen, reason, false, &work.progress)?;
     work.progress.clear();
-    if app.output.json {
-        app.output.json_line(&ForgetView { message_type: "summary", report: &report })?;
-    } else if !app.output.quiet {
-        let verb = if args.dry_run { "would forget" } else { "forgot" };
-        app.output.line(&format!("{verb} {what}"))?;
+    print(app, &work, &catalog, &decisions, None)?;
+    if args.prune {
+        let report = prune(&work.repository, &PruneOptions::default(), &work.progress)?;
+        work.progress.clear();
+        super::prune::print(app, &report)?;
     }
     Ok(Exit::Done)
+}
+
+fn agree(entries: &[PointEntry], chosen: &[PointId]) -> Result<()> {
+    let names: Vec<String> = chosen.iter().map(|id| short_id(entries, *id)).collect();
+    let question = format!("forget {} ({})?", units::count(chosen.len(), "point"), names.join(", "));
+    match confirm(&question) {
+        Some(true) => Ok(()),
+        Some(false) => Err(Error::Cancelled),
+        None => Err(Error::Usage("without a terminal to ask on, forget needs -y".into())),
+    }
+}
+
+fn decisions(args: &Args, work: &Work, catalog: &Catalog) -> Result<Vec<Decision>> {
+    let entries = catalog.points();
+    if !args.keep.is_given() {
+        let chosen = work.select_all(entries, &args.scope)?;
+        let dropped = |point| Decision { point, keep: false, reasons: Vec::new() };
+        return Ok(chosen.into_iter().map(dropped).collect());
+    }
+    let policy = args.keep.policy(args.group_by);
+    if policy.is_empty() {
+        return Err(Error::Usage("this policy keeps nothing; to forget points name them".into()));
+    }
+    for scope in &args.scope {
+        if entries.iter().all(|entry| entry.record.domain != *scope) {
+            let reason =
+                format!("there is no domain {scope:?}; a policy is for domains, not for single points");
+            return Err(Error::Usage(reason));
+        }
+    }
+    let concerned: Vec<PointEntry> = entries
+        .iter()
+        .filter(|entry| args.scope.is_empty() || args.scope.contains(&entry.record.domain))
+        .filter(|entry| args.tag.iter().all(|tag| entry.record.tags.contains(tag)))
+        .cloned()
+        .collect();
+    let now_ms = work.now.timestamp().as_millisecond();
+    let facts = |id| facts(catalog, id, now_ms, &|until| units::local(until, &work.now));
+    Ok(decide(&concerned, &policy, &facts, &work.now, args.force))
+}
+
+fn print(
+    app: &App,
+    work: &Work,
+    catalog: &Catalog,
+    decisions: &[Decision],
+    freed: Option<&FreedReport>,
+) -> Result<()> {
+    let by_point: BTreeMap<PointId, Freed> =
+        freed.iter().flat_map(|report| &report.points).map(|point| (point.point, point.freed)).collect();
+    let chosen: Vec<PointId> =
+        decisions.iter().filter(|decision| !decision.keep).map(|decision| decision.point).collect();
+    let together = freed.map(|report| report.together);
+    if app.output.json {
+        let views = decisions.iter().filter_map(|decision| {
+            let record = &catalog.point(decision.point)?.record;
+            Some(DecisionView {
+                point: decision.point,
+                domain: &record.domain,
+                time: units::utc(record.time_ms),
+                keep: decision.keep,
+                reasons: &decision.reasons,
+                freed: by_point.get(&decision.point).copied(),
+            })
+        });
+        return app.output.json_line(&ForgetView {
+            message_type: "summary",
+            points: &chosen,
+            decisions: views.collect(),
+            freed: together,
+            dry_run: freed.is_some(),
+        });
+    }
+    if app.output.quiet {
+        return Ok(());
+    }
+    let mut table = Table::new(&["POINT", "DOMAIN", "TIME", "", "WHY", ">FREES"]);
+    for decision in decisions {
+        let Some(entry) = catalog.point(decision.point) else { continue };
+        let frees = by_point.get(&decision.point).map(|freed| units::size(freed.stored_bytes));
+        table.row([
+            short_id(catalog.points(), decision.point),
+            entry.record.domain.clone(),
+            units::local(entry.record.time_ms, &work.now),
+            if decision.keep { "keep" } else { "forget" }.to_owned(),
+            decision.reasons.join(", "),
+            frees.unwrap_or_default(),
+        ]);
+    }
+    app.output.bytes(table.render().as_bytes())?;
+    let count = units::count(chosen.len(), "point");
+    match together {
+        None => app.output.line(&format!("forgot {count}")),
+        Some(freed) => app.output.line(&format!(
+            "would forget {count}; {} of content, about {} as stored, would be free after a prune",
+            units::size(freed.content_bytes),
+            units::size(freed.stored_bytes)
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_and_groups_are_read() {
+        assert_eq!(parse_count("7"), Ok(Count::Of(7)));
+        assert_eq!(parse_count("unlimited"), Ok(Count::Unlimited));
+        assert!(parse_count("many").is_err() && parse_count("-2").is_err());
+        assert_eq!(parse_group_by("domain,tags"), Ok(GroupBy { domain: true, tags: true }));
+        assert_eq!(parse_group_by("none"), Ok(GroupBy { domain: false, tags: false }));
+        assert!(parse_group_by("host").is_err() && parse_group_by("").is_err());
+    }
 }

@@ -8,6 +8,7 @@ mod config;
 mod diff;
 mod exit;
 mod forget;
+mod hold;
 mod init;
 mod man;
 mod output;
@@ -105,8 +106,14 @@ enum Command {
     Stats(stats::Args),
     /// Restore a point
     Restore(restore::Args),
-    /// Forget points
-    Forget(forget::Args),
+    /// Forget points, by name or by a policy
+    Forget(Box<forget::Args>),
+    /// Keep points from being forgotten
+    Hold(hold::HoldArgs),
+    /// Release held points
+    Unhold(hold::UnholdArgs),
+    /// Bring forgotten points back
+    Undelete(hold::UndeleteArgs),
     /// Reclaim what no point needs
     #[command(visible_alias = "gc")]
     Prune(prune::Args),
@@ -163,6 +170,9 @@ fn dispatch(command: &Command, app: &App) -> Result<Exit> {
         Command::Stats(args) => stats::run(args, app),
         Command::Restore(args) => restore::run(args, app),
         Command::Forget(args) => forget::run(args, app),
+        Command::Hold(args) => hold::run_hold(args, app),
+        Command::Unhold(args) => hold::run_unhold(args, app),
+        Command::Undelete(args) => hold::run_undelete(args, app),
         Command::Prune(args) => prune::run(args, app),
         Command::Verify(args) => verify::run(args, app),
         Command::Cat(args) => cat::run(args, app),

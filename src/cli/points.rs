@@ -2,8 +2,11 @@
 
 use serde::Serialize;
 use vmkeep::error::{Error, Result};
+use vmkeep::format::session::VerifiedLevel;
+use vmkeep::id::PointId;
 use vmkeep::ops::PointEntry;
 use vmkeep::ops::select::{parse_moments, short_id};
+use vmkeep::repo::Catalog;
 
 use super::App;
 use super::exit::Exit;
@@ -36,11 +39,74 @@ pub struct Args {
     /// All named numbers
     #[arg(long)]
     long: bool,
+    /// The forgotten points that no prune has swept yet, which undelete can bring back
+    #[arg(long)]
+    forgotten: bool,
 }
 
 #[derive(Debug, Serialize)]
 struct PointsView<'a> {
-    points: Vec<PointView<'a>>,
+    points: Vec<ListedPoint<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct ListedPoint<'a> {
+    #[serde(flatten)]
+    point: PointView<'a>,
+    state: StateView,
+}
+
+/// What is known of a point beside its record.
+#[derive(Debug, Serialize)]
+struct StateView {
+    /// What the newest verify that looked at all of it found.
+    verified: Option<VerifiedView>,
+    held: Option<HeldView>,
+    forgotten: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct VerifiedView {
+    level: VerifiedLevel,
+    time: String,
+    sound: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct HeldView {
+    until: Option<String>,
+    reason: String,
+}
+
+impl StateView {
+    fn of(catalog: &Catalog, id: PointId, now_ms: i64) -> Self {
+        let state = catalog.verified_state(id, VerifiedLevel::Structure);
+        let held = catalog
+            .held(id, now_ms)
+            .map(|hold| HeldView { until: hold.until_ms.map(units::utc), reason: hold.reason.clone() });
+        Self {
+            verified: state.map(|state| VerifiedView {
+                level: state.level,
+                time: units::utc(state.time_ms),
+                sound: state.sound,
+            }),
+            held,
+            forgotten: catalog.point(id).is_none(),
+        }
+    }
+
+    /// Returns it in a few words.
+    fn words(&self) -> String {
+        let mut words = Vec::new();
+        match &self.verified {
+            Some(VerifiedView { sound: false, .. }) => words.push("damaged"),
+            Some(VerifiedView { level: VerifiedLevel::Structure, .. }) => words.push("structure verified"),
+            Some(_) => words.push("verified"),
+            None => {}
+        }
+        words.extend(self.held.as_ref().map(|_| "held"));
+        if words.is_empty() { "-".to_owned() } else { words.join(", ") }
+    }
 }
 
 /// Runs the command.
@@ -49,7 +115,9 @@ struct PointsView<'a> {
 /// Those of the repository; a time that is none.
 pub fn run(args: &Args, app: &App) -> Result<Exit> {
     let work = Work::open(app)?;
-    let all = work.points()?;
+    let catalog = work.repository.catalog(&work.progress)?;
+    let all = if args.forgotten { catalog.forgotten() } else { catalog.points() };
+    let now_ms = work.now.timestamp().as_millisecond();
     let bound = |text: &Option<String>| -> Result<Option<i64>> {
         let Some(text) = text else { return Ok(None) };
         let moments = parse_moments(text, &work.now);
@@ -68,15 +136,27 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
         wanted.drain(..wanted.len().saturating_sub(last));
     }
     if app.output.json {
-        app.output.json_line(&PointsView { points: wanted.into_iter().map(PointView::from).collect() })?;
+        let listed = wanted.into_iter().map(|entry| ListedPoint {
+            point: PointView::from(entry),
+            state: StateView::of(&catalog, entry.record.id, now_ms),
+        });
+        app.output.json_line(&PointsView { points: listed.collect() })?;
         return Ok(Exit::Done);
     }
-    app.output.bytes(table(&all, &wanted, args.long, &work).render().as_bytes())?;
+    let state = |id| StateView::of(&catalog, id, now_ms).words();
+    app.output.bytes(table(all, &wanted, args.long, &work, &state).render().as_bytes())?;
     Ok(Exit::Done)
 }
 
-fn table(all: &[PointEntry], wanted: &[&PointEntry], long: bool, work: &Work) -> Table {
-    let mut titles = vec!["ID", "DOMAIN", "TIME", "LEVEL", "BASE", ">SIZE", ">CHANGED", ">NEW", ">STORED"];
+fn table(
+    all: &[PointEntry],
+    wanted: &[&PointEntry],
+    long: bool,
+    work: &Work,
+    state: &dyn Fn(PointId) -> String,
+) -> Table {
+    let mut titles =
+        vec!["ID", "DOMAIN", "TIME", "LEVEL", "BASE", ">SIZE", ">CHANGED", ">NEW", ">STORED", "STATE"];
     if long {
         titles = vec![
             "ID",
@@ -94,6 +174,7 @@ fn table(all: &[PointEntry], wanted: &[&PointEntry], long: bool, work: &Work) ->
             ">METADATA",
             ">SINCE BASE",
             "TAGS",
+            "STATE",
         ];
     }
     let mut table = Table::new(&titles);
@@ -120,6 +201,7 @@ fn table(all: &[PointEntry], wanted: &[&PointEntry], long: bool, work: &Work) ->
             row.push(stats.since_base_bytes.map_or_else(|| "-".into(), units::size));
             row.push(record.tags.join(","));
         }
+        row.push(state(record.id));
         table.row(row);
     }
     table

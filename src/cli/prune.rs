@@ -27,7 +27,11 @@ pub struct Args {
     dry_run: bool,
 }
 
-fn parse_permille(text: &str) -> Result<u64, String> {
+/// Reads a percentage as thousandths.
+///
+/// # Errors
+/// A text for the user.
+pub fn parse_permille(text: &str) -> Result<u64, String> {
     let number = text.strip_suffix('%').unwrap_or(text);
     match number.parse::<f64>() {
         // checked to be from 0 to 100
@@ -58,9 +62,20 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
     };
     let report = prune(&work.repository, &options, &work.progress)?;
     work.progress.clear();
+    print(app, &report)?;
+    Ok(Exit::Done)
+}
+
+/// Prints what was done, or would be.
+///
+/// # Errors
+/// [`vmkeep::error::Error::Io`] if stdout cannot be written.
+pub fn print(app: &App, report: &PruneReport) -> Result<()> {
     if app.output.json {
-        app.output.json_line(&PruneView { message_type: "summary", report: &report })?;
-        return Ok(Exit::Done);
+        return app.output.json_line(&PruneView { message_type: "summary", report });
+    }
+    if app.output.quiet {
+        return Ok(());
     }
     let (before, after) = (report.stored_before_bytes, report.stored_after_bytes);
     let verb = if report.dry_run { "would drop" } else { "dropped" };
@@ -76,6 +91,5 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
         units::size(before),
         units::size(after),
         units::size(before.saturating_sub(after))
-    ))?;
-    Ok(Exit::Done)
+    ))
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use vmkeep::error::{Error, Result};
-use vmkeep::ops::restore::{ImageFormat, RestoreOptions, RestoreOutput, RestoreReport, restore};
+use vmkeep::ops::restore::{ImageFormat, OnDamage, RestoreOptions, RestoreOutput, RestoreReport, restore};
 use vmkeep::ops::select::{select, short_id};
 
 use super::exit::Exit;
@@ -38,6 +38,9 @@ pub struct Args {
     /// Write over files that exist
     #[arg(short, long)]
     force: bool,
+    /// What to do where content is lost: fail, or write zeroes and say where (exit code 4)
+    #[arg(long, value_name = "fail|zero", value_parser = ["fail", "zero"], default_value = "fail")]
+    on_damage: String,
     /// Only say what would be restored
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -75,6 +78,8 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
     let record = &selected.entry.record;
     let report = restore(&work.repository, record, &options, &work.progress)?;
     work.progress.clear();
+    let complete = report.disks.iter().all(|disk| disk.missing.is_empty());
+    let exit = if complete { Exit::Done } else { Exit::Damage };
     if app.output.json {
         let view = RestoreView {
             message_type: "summary",
@@ -83,10 +88,22 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
             report: &report,
         };
         app.output.json_line(&view)?;
-        return Ok(Exit::Done);
+        return Ok(exit);
+    }
+    for disk in report.disks.iter().filter(|disk| !disk.missing.is_empty()) {
+        let bytes = disk.missing.iter().map(|(_, len)| len).sum();
+        let count = units::count(disk.missing.len(), "range");
+        app.output.line(&format!(
+            "{}: {} lost in {count}, written as zeroes",
+            disk.disk,
+            units::size(bytes)
+        ))?;
+        for (start, len) in disk.missing.iter().take(16) {
+            app.output.line(&format!("  {start}+{len}"))?;
+        }
     }
     if app.output.quiet {
-        return Ok(Exit::Done);
+        return Ok(exit);
     }
     let verb = if report.dry_run { "would restore" } else { "restored" };
     app.output.line(&format!("{verb} {} of {}", short_id(&entries, record.id), record.domain))?;
@@ -99,7 +116,7 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
         table.row(["-", "-", "-", &file.display().to_string()]);
     }
     app.output.bytes(table.render().as_bytes())?;
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
 fn options(args: &Args, app: &App) -> Result<RestoreOptions> {
@@ -122,7 +139,8 @@ fn options(args: &Args, app: &App) -> Result<RestoreOptions> {
         }
     }
     let disks = args.disk.clone();
-    Ok(RestoreOptions { output, disks, format, force: args.force, dry_run: args.dry_run })
+    let on_damage = if args.on_damage == "zero" { OnDamage::Zero } else { OnDamage::Fail };
+    Ok(RestoreOptions { output, disks, format, force: args.force, on_damage, dry_run: args.dry_run })
 }
 
 fn with_selected_disk(mut options: RestoreOptions, disk: Option<&str>, text: &str) -> Result<RestoreOptions> {

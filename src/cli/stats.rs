@@ -1,8 +1,12 @@
 //! `vmkeep stats`.
 
+use serde::Serialize;
 use vmkeep::error::Result;
 use vmkeep::id::PointId;
-use vmkeep::ops::stats::stats;
+use vmkeep::ops::PointEntry;
+use vmkeep::ops::freed::{FreedReport, freed};
+use vmkeep::ops::select::short_id;
+use vmkeep::ops::stats::{StatsReport, stats};
 
 use super::exit::Exit;
 use super::output::Table;
@@ -13,11 +17,23 @@ use super::{App, units};
 #[command(after_long_help = "Examples:
   vmkeep stats
   vmkeep stats web01
-  vmkeep stats web01~1 --json")]
+  vmkeep stats web01~1 --json
+  vmkeep stats web01 --unique")]
 pub struct Args {
     /// Only what these points or domains hold
     #[arg(value_name = "DOMAIN|POINT")]
     scope: Vec<String>,
+    /// What each of these points holds that no other point does: what forgetting it would free
+    #[arg(long)]
+    unique: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct StatsView<'a> {
+    #[serde(flatten)]
+    report: &'a StatsReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unique: Option<&'a FreedReport>,
 }
 
 /// Runs the command.
@@ -31,9 +47,14 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
     let points: Vec<PointId> =
         work.scope(&entries, &args.scope)?.iter().map(|entry| entry.record.id).collect();
     let report = stats(&work.repository, &points, &work.progress)?;
+    let unique = if args.unique { Some(freed(&work.repository, &points, &work.progress)?) } else { None };
     work.progress.clear();
     if app.output.json {
-        app.output.json_line(&report)?;
+        app.output.json_line(&StatsView { report: &report, unique: unique.as_ref() })?;
+        return Ok(Exit::Done);
+    }
+    if let Some(unique) = &unique {
+        app.output.bytes(unique_table(&entries, unique, &work).render().as_bytes())?;
         return Ok(Exit::Done);
     }
     let mut table = Table::new(&["NUMBER", ">VALUE", "MEANING"]);
@@ -53,4 +74,24 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
     }
     app.output.bytes(table.render().as_bytes())?;
     Ok(Exit::Done)
+}
+
+fn unique_table(entries: &[PointEntry], report: &FreedReport, work: &Work) -> Table {
+    let mut table = Table::new(&["POINT", "DOMAIN", "TIME", ">CHUNKS", ">CONTENT", ">STORED"]);
+    for point in &report.points {
+        let Some(entry) = entries.iter().find(|entry| entry.record.id == point.point) else { continue };
+        let freed = &point.freed;
+        table.row([
+            short_id(entries, point.point),
+            entry.record.domain.clone(),
+            units::local(entry.record.time_ms, &work.now),
+            freed.chunks.to_string(),
+            units::size(freed.content_bytes),
+            units::size(freed.stored_bytes),
+        ]);
+    }
+    let freed = &report.together;
+    let all = ["all of them", "", "", &freed.chunks.to_string()].map(str::to_owned);
+    table.row(all.into_iter().chain([freed.content_bytes, freed.stored_bytes].map(units::size)));
+    table
 }

@@ -1,6 +1,6 @@
 //! Sizes, rates and times: as people write them, and as they read them.
 
-use jiff::{Timestamp, ZonedDateTime};
+use jiff::{Span, Timestamp, ZonedDateTime};
 
 /// Reads `32K`, `1.5G`, `100MiB`, `4096`: K, M, G, T are powers of 1024.
 ///
@@ -41,6 +41,38 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
         0 => Err("a rate of 0 would never end".into()),
         rate => Ok(rate),
     }
+}
+
+/// Reads a span of time: numbers with `y`, `m` (months), `w`, `d`, `h`, `min`, `s`, largest first: `2y5m7d3h30min`.
+///
+/// # Errors
+/// A text for the user.
+pub fn parse_span(text: &str) -> Result<Span, String> {
+    const UNITS: [&str; 7] = ["y", "m", "w", "d", "h", "min", "s"];
+    let wrong =
+        || format!("{text:?} is no span of time: numbers with y, m, w, d, h, min or s, as in 2y5m7d3h30min");
+    let mut numbers = [0i64; UNITS.len()];
+    let mut rest = text;
+    let mut next = 0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let (number, behind) = rest.split_at_checked(digits).ok_or_else(wrong)?;
+        let letters = behind.find(|c: char| c.is_ascii_digit()).unwrap_or(behind.len());
+        let (unit, behind) = behind.split_at_checked(letters).ok_or_else(wrong)?;
+        let at = UNITS.iter().position(|known| *known == unit).filter(|at| *at >= next).ok_or_else(wrong)?;
+        let slot = numbers.get_mut(at).ok_or_else(wrong)?;
+        *slot = number.parse().map_err(|_| wrong())?;
+        (rest, next) = (behind, at + 1);
+    }
+    if next == 0 {
+        return Err(wrong());
+    }
+    let [years, months, weeks, days, hours, minutes, seconds] = numbers;
+    let span = Span::new().try_years(years).and_then(|span| span.try_months(months));
+    let span = span.and_then(|span| span.try_weeks(weeks)).and_then(|span| span.try_days(days));
+    let span = span.and_then(|span| span.try_hours(hours)).and_then(|span| span.try_minutes(minutes));
+    span.and_then(|span| span.try_seconds(seconds))
+        .map_err(|_| format!("{text:?} is longer than any calendar"))
 }
 
 /// Returns bytes in IEC units with three digits: `512 B`, `1.50 KiB`, `23.4 GiB`.
@@ -153,11 +185,35 @@ mod tests {
         assert!(utc(i64::MAX).starts_with("9999-") && utc(i64::MIN).starts_with("-009999-"));
     }
 
+    #[test]
+    fn spans_are_read_from_years_to_seconds() {
+        let whole = Span::new().years(2).months(5).days(7).hours(3).minutes(30);
+        assert_eq!(parse_span("2y5m7d3h30min").unwrap().fieldwise(), whole.fieldwise());
+        assert_eq!(parse_span("30d").unwrap().fieldwise(), Span::new().days(30).fieldwise());
+        assert_eq!(parse_span("2w").unwrap().fieldwise(), Span::new().weeks(2).fieldwise());
+        for text in [
+            "",
+            "7",
+            "d",
+            "1d2d",
+            "1d2y",
+            "1.5d",
+            "-1d",
+            "1x",
+            "99999999999y",
+            "99999999999999999999s",
+            "1 d",
+        ] {
+            assert!(parse_span(text).is_err(), "{text}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_parsing_panic(text in "\\PC{0,12}|[0-9.]{0,24}[KMGTkmgtiBb/s ]{0,4}") {
             let _ = parse_size(&text);
             let _ = parse_rate(&text);
+            let _ = parse_span(&text);
         }
 
         #[test]

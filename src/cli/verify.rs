@@ -1,9 +1,19 @@
 //! `vmkeep verify`.
 
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use jiff::Span;
 use serde::Serialize;
-use vmkeep::error::Result;
+use vmkeep::error::{Error, Result};
+use vmkeep::format::point::PointRecord;
 use vmkeep::id::PointId;
-use vmkeep::ops::verify::{VerifyLevel, VerifyOptions, VerifyReport, verify};
+use vmkeep::nbd::NbdUri;
+use vmkeep::ops::against::{Compared, against_image};
+use vmkeep::ops::backup::ImageInput;
+use vmkeep::ops::select::select;
+use vmkeep::ops::verify::sample::Sample;
+use vmkeep::ops::verify::{RestoredHash, VerifyLevel, VerifyOptions, VerifyReport, verify};
 
 use super::exit::Exit;
 use super::work::Work;
@@ -13,9 +23,15 @@ use super::{App, units};
 #[command(after_long_help = "Examples:
   vmkeep verify
   vmkeep verify --structure
-  vmkeep verify web01 --data --json
+  vmkeep verify --sample 1/30
+  vmkeep verify web01 --older-than 30d --json
+  vmkeep verify web01~1 --restore
+  vmkeep verify web01 --against web01
+  vmkeep verify web01~2:vda --against /srv/restored/vda.raw
 
-Nothing is changed. Exit code 4: damage was found; each finding names what a restore would miss.")]
+Each level finds what those before it find: structure, packs, data, restore. What is damaged is recorded: from then on it counts as absent, and the next backup that meets the lost content stores it again and heals every point that needs it. Nothing is deleted; -n records nothing either.
+
+Exit code 4: damage was found, or --against found a difference; each finding names what a restore would miss.")]
 pub struct Args {
     /// Only what these points or domains need
     #[arg(value_name = "POINT|DOMAIN", conflicts_with = "all")]
@@ -26,9 +42,51 @@ pub struct Args {
     /// Check listings, outcomes, segments and maps; read no disk content
     #[arg(long, group = "depth")]
     structure: bool,
-    /// Read every pack and check every chunk against its id, which is the default
+    /// Also read every pack and compare its hash with its name
+    #[arg(long, group = "depth")]
+    packs: bool,
+    /// Also check every chunk in the packs against its id, which is the default
     #[arg(long, group = "depth")]
     data: bool,
+    /// Also restore every disk of the points into a hash
+    #[arg(long, group = "depth")]
+    restore: bool,
+    /// Compare one point with a domain, an image file, a block device or an NBD URI
+    #[arg(long, group = "depth", value_name = "DOMAIN|FILE|URI", requires = "scope")]
+    against: Option<String>,
+    /// Read only a part of the packs, each time the next: n of m parts, a percentage, or so many bytes
+    #[arg(long, value_name = "N/M|X%|SIZE", value_parser = parse_sample, conflicts_with_all = ["structure", "restore", "against"])]
+    sample: Option<Sample>,
+    /// Leave out points that were verified at this level within this time
+    #[arg(long, value_name = "SPAN", value_parser = units::parse_span, conflicts_with = "against")]
+    older_than: Option<Span>,
+    /// Record nothing in the repository
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+fn parse_sample(text: &str) -> Result<Sample, String> {
+    let wrong = || format!("{text:?} is neither n/m, nor a percentage, nor a size");
+    if let Some((parts, of)) = text.split_once('/') {
+        let (parts, of) = (parts.parse().map_err(|_| wrong())?, of.parse().map_err(|_| wrong())?);
+        return match (parts, of) {
+            (parts, of) if parts >= 1 && parts <= of => Ok(Sample::Parts { parts, of }),
+            _ => Err(wrong()),
+        };
+    }
+    if text.ends_with('%') {
+        let permille = super::prune::parse_permille(text)?;
+        return if permille > 0 { Ok(Sample::Parts { parts: permille, of: 1000 }) } else { Err(wrong()) };
+    }
+    units::parse_size(text).map(Sample::Bytes).map_err(|_| wrong())
+}
+
+#[derive(Debug, Serialize)]
+struct AgainstView<'a> {
+    message_type: &'static str,
+    point: PointId,
+    against: &'a str,
+    disks: &'a [Compared],
 }
 
 #[derive(Debug, Serialize)]
@@ -46,14 +104,30 @@ struct VerifyView<'a> {
 pub fn run(args: &Args, app: &App) -> Result<Exit> {
     let work = Work::open(app)?;
     work.watch_signals()?;
-    let level = if args.structure { VerifyLevel::Structure } else { VerifyLevel::Data };
+    if let Some(source) = &args.against {
+        return against(args, app, &work, source);
+    }
+    let level = match (args.structure, args.packs, args.restore) {
+        (true, ..) => VerifyLevel::Structure,
+        (_, true, _) => VerifyLevel::Packs,
+        (_, _, true) => VerifyLevel::Restore,
+        _ => VerifyLevel::Data,
+    };
     let points: Vec<PointId> = if args.scope.is_empty() {
         Vec::new()
     } else {
         let entries = work.points()?;
         work.scope(&entries, &args.scope)?.iter().map(|entry| entry.record.id).collect()
     };
-    let report = verify(&work.repository, &VerifyOptions { level, points }, &work.progress)?;
+    let older_than_ms = match &args.older_than {
+        Some(span) => {
+            Some(work.now.checked_sub(*span).map_or(i64::MIN, |time| time.timestamp().as_millisecond()))
+        }
+        None => None,
+    };
+    let record = !args.dry_run;
+    let options = VerifyOptions { level, points, older_than_ms, sample: args.sample, record };
+    let report = verify(&work.repository, &options, &work.progress)?;
     work.progress.clear();
     let exit = if report.findings.is_empty() { Exit::Done } else { Exit::Damage };
     if app.output.json {
@@ -81,18 +155,152 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
             ))?;
         }
     }
+    for restored in report.restored.iter().filter(|_| !app.output.quiet) {
+        let RestoredHash { point, disk, size, blake3 } = restored;
+        app.output.line(&format!("{blake3}  {disk} of {}, {}", point.short(), units::size(*size)))?;
+    }
     if !app.output.quiet || exit == Exit::Damage {
-        let count = |number: u64, noun| units::count(usize::try_from(number).unwrap_or(usize::MAX), noun);
-        app.output.line(&format!(
-            "{}, {}, {}: {}",
-            count(report.points, "point"),
-            count(report.packs, "pack"),
-            count(report.chunks, "chunk"),
-            match report.findings.len() {
-                0 => "no damage".to_owned(),
-                found => units::count(found, "finding"),
-            }
-        ))?;
+        summary(app, &report)?;
     }
     Ok(exit)
+}
+
+fn summary(app: &App, report: &VerifyReport) -> Result<()> {
+    let count = |number: u64, noun| units::count(usize::try_from(number).unwrap_or(usize::MAX), noun);
+    let mut line = format!(
+        "{}, {}, {}: {}",
+        count(report.points, "point"),
+        count(report.packs, "pack"),
+        count(report.chunks, "chunk"),
+        match report.findings.len() {
+            0 => "no damage".to_owned(),
+            found => units::count(found, "finding"),
+        }
+    );
+    if let Some(sample) = &report.sample {
+        line += &format!("; a sample of {} of {}", sample.packs, count(sample.of_packs, "pack"));
+    }
+    if report.skipped_points > 0 {
+        line += &format!("; {} verified lately and left out", count(report.skipped_points, "point"));
+    }
+    app.output.line(&line)?;
+    if !report.damaged_points.is_empty() {
+        app.output.line(&format!(
+            "{} would not restore in full; the next backup heals what it meets, `vmkeep repair` tries the rest",
+            units::count(report.damaged_points.len(), "point")
+        ))?;
+    }
+    Ok(())
+}
+
+fn against(args: &Args, app: &App, work: &Work, source: &str) -> Result<Exit> {
+    let entries = work.points()?;
+    let [text] = args.scope.as_slice() else {
+        return Err(Error::Usage("--against compares one point, name one".into()));
+    };
+    let selected = select(&entries, text, &work.now)?;
+    let record = &selected.entry.record;
+    let disks = match image_input(source)? {
+        Some(input) => {
+            let names: Vec<&str> = record.disks.iter().map(|disk| disk.target.as_str()).collect();
+            let disk = match (selected.disk, names.as_slice()) {
+                (Some(disk), _) => disk,
+                (None, [one]) => one,
+                (None, _) => {
+                    let names = names.join(", ");
+                    return Err(Error::Usage(format!(
+                        "the point has several disks ({names}): name one, as in {text}:vda"
+                    )));
+                }
+            };
+            vec![against_image(&work.repository, record, disk, &input, &work.progress)?]
+        }
+        None => with_domain(app, work, record, selected.disk, source)?,
+    };
+    work.progress.clear();
+    let same = disks.iter().all(Compared::is_same);
+    let exit = if same { Exit::Done } else { Exit::Damage };
+    if app.output.json {
+        let view = AgainstView { message_type: "summary", point: record.id, against: source, disks: &disks };
+        app.output.json_line(&view)?;
+        return Ok(exit);
+    }
+    for disk in &disks {
+        print_compared(app, disk)?;
+    }
+    Ok(exit)
+}
+
+/// Returns what a source names if it is an image; `None`: a domain.
+fn image_input(source: &str) -> Result<Option<ImageInput>> {
+    if source.contains("://") {
+        return Ok(Some(ImageInput::Nbd(source.parse::<NbdUri>()?)));
+    }
+    let path = Path::new(source);
+    match std::fs::metadata(path) {
+        Ok(found) if found.file_type().is_block_device() => Ok(Some(ImageInput::Block(path.to_path_buf()))),
+        Ok(_) => Ok(Some(ImageInput::File { path: path.to_path_buf(), format: None })),
+        Err(_) if source.contains('/') => Err(Error::NotFound { object: source.to_owned() }),
+        Err(_) => Ok(None),
+    }
+}
+
+#[cfg(not(feature = "libvirt"))]
+fn with_domain(
+    _app: &App,
+    _work: &Work,
+    _record: &PointRecord,
+    _disk: Option<&str>,
+    domain: &str,
+) -> Result<Vec<Compared>> {
+    Err(Error::Usage(format!("this build has no libvirt, and {domain} is neither a file nor a URI")))
+}
+
+#[cfg(feature = "libvirt")]
+fn with_domain(
+    app: &App,
+    work: &Work,
+    record: &PointRecord,
+    disk: Option<&str>,
+    domain: &str,
+) -> Result<Vec<Compared>> {
+    let uri = app.settings.connect.as_ref().map(|(uri, _)| uri.as_str());
+    let hypervisor = vmkeep::source::domain::Hypervisor::connect(uri)?;
+    vmkeep::ops::against::against_domain(&work.repository, &hypervisor, record, disk, domain, &work.progress)
+}
+
+fn print_compared(app: &App, disk: &Compared) -> Result<()> {
+    let mut line = format!("{}: {} compared", disk.disk, units::size(disk.compared_bytes));
+    if disk.size != disk.found_size {
+        line += &format!("; the point has {} bytes, the disk {}", disk.size, disk.found_size);
+    }
+    if disk.written_bytes > 0 {
+        line += &format!("; {} written since", units::size(disk.written_bytes));
+    }
+    if disk.differing_bytes == 0 {
+        line += if disk.size == disk.found_size { "; nothing else differs" } else { "" };
+        return app.output.line(&line);
+    }
+    let ranges: Vec<String> =
+        disk.differing.iter().take(8).map(|(start, len)| format!("{start}+{len}")).collect();
+    line += &format!("; {} differ at {}", units::size(disk.differing_bytes), ranges.join(" "));
+    if disk.untracked {
+        line += "; no bitmap tells what was written since the point";
+    }
+    app.output.line(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_read() {
+        assert_eq!(parse_sample("1/30"), Ok(Sample::Parts { parts: 1, of: 30 }));
+        assert_eq!(parse_sample("2.5%"), Ok(Sample::Parts { parts: 25, of: 1000 }));
+        assert_eq!(parse_sample("10G"), Ok(Sample::Bytes(10 << 30)));
+        for text in ["", "0/3", "4/3", "1/0", "0%", "101%", "x", "/"] {
+            assert!(parse_sample(text).is_err(), "{text}");
+        }
+    }
 }

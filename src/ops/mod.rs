@@ -1,10 +1,13 @@
 //! What can be done with a repository, one verb per file: `verb(&Repository, &VerbOptions, &dyn Monitor)`.
 
+pub mod against;
 pub mod backup;
 pub mod cat;
+pub mod content;
 pub mod diff;
 pub mod explain;
 pub mod forget;
+pub mod freed;
 pub mod levels;
 pub mod points;
 pub mod prune;

@@ -14,7 +14,8 @@ use crate::format::session::Outcome;
 use crate::id::{PackId, PointId};
 use crate::monitor::Monitor;
 use crate::ops::diff::diff_manifests;
-use crate::repo::ingest::{IngestInput, ingest, ingest_bytes};
+use crate::repo::heal::{Lost, find_lost};
+use crate::repo::ingest::{IngestInput, Ingested, ingest, ingest_bytes};
 use crate::repo::reader::ChunkReader;
 use crate::repo::session::Session;
 use crate::repo::view::{Marks, View};
@@ -33,6 +34,18 @@ pub(super) struct DiskJob<'a> {
     /// The map to compare with; with `trust_bitmap` the one at whose instant the bitmap began.
     pub predecessor: Option<Manifest>,
     pub trust_bitmap: bool,
+}
+
+impl DiskJob<'_> {
+    /// Makes it a disk that is read as a whole and compared with nothing.
+    fn read_in_full(&mut self, why: &str) {
+        self.predecessor = None;
+        self.trust_bitmap = false;
+        if self.level != Level::Full {
+            self.level = Level::Full;
+            self.full_reason = Some(why.to_owned());
+        }
+    }
 }
 
 /// All that is recorded of a point beside its disks.
@@ -214,13 +227,7 @@ fn take_in_disks(
     for disk in disks {
         let new_before = writer.new_bytes();
         let label = disk.source.label();
-        let mut input = IngestInput {
-            source: &mut *disk.source,
-            predecessor: disk.predecessor,
-            trust_bitmap: disk.trust_bitmap,
-            read_limit,
-        };
-        let taken = ingest(repository, reader, writer, &mut input, monitor)
+        let taken = take_in_disk(repository, reader, writer, disk, read_limit, monitor)
             .context(|| format!("while backing up {label}"))?;
         records.push(DiskRecord {
             target: disk.target.clone(),
@@ -244,6 +251,47 @@ fn take_in_disks(
         });
     }
     Ok((records, reports))
+}
+
+/// Takes in one disk; what the repository has lost of its predecessor is read again. A predecessor whose map itself
+/// cannot be read is none.
+fn take_in_disk(
+    repository: &Repository,
+    reader: &ChunkReader<'_>,
+    writer: &mut SessionWriter<'_>,
+    disk: &mut DiskJob<'_>,
+    read_limit: Option<u64>,
+    monitor: &dyn Monitor,
+) -> Result<Ingested> {
+    let lost = match &disk.predecessor {
+        Some(manifest) => find_lost(repository, reader, manifest, monitor)?,
+        None => Lost::default(),
+    };
+    if lost.nodes {
+        disk.read_in_full("the map of its last point is damaged");
+    } else if !lost.ranges.is_empty() {
+        let bytes = lost.ranges.total_bytes();
+        monitor.note(&format!("{}: reading {bytes} bytes again that the repository has lost", disk.target));
+    }
+    let mut take = |disk: &mut DiskJob<'_>| {
+        let mut input = IngestInput {
+            source: &mut *disk.source,
+            predecessor: disk.predecessor,
+            trust_bitmap: disk.trust_bitmap,
+            lost: lost.ranges.clone(),
+            read_limit,
+        };
+        ingest(repository, reader, writer, &mut input, monitor)
+    };
+    match take(disk) {
+        // damage that nobody has recorded yet: content that cannot be read counts as changed, but a map does not
+        Err(error) if disk.predecessor.is_some() && error.is_damage() => {
+            monitor.warn(&format!("{}: the map of its last point cannot be read: {error}", disk.target));
+            disk.read_in_full("the map of its last point is damaged");
+            take(disk)
+        }
+        taken => taken,
+    }
 }
 
 fn take_in_files(

@@ -183,12 +183,31 @@ impl Catalog {
         lasting.max_by_key(|hold| (hold.until_ms.is_none(), hold.until_ms))
     }
 
-    /// Returns the sessions whose holds name a point that is not there any more.
-    pub fn stray_holds(&self) -> Vec<SessionId> {
+    /// Returns the sessions whose outcomes say nothing any more: holds of points that are gone, and verifies of which
+    /// newer ones say as much.
+    pub fn spent(&self) -> Vec<SessionId> {
         let known: HashSet<PointId> =
             self.points.iter().chain(&self.forgotten).map(|entry| entry.record.id).collect();
         let stray = self.holds.iter().filter(|(point, _)| !known.contains(point));
-        stray.flat_map(|(_, holds)| holds.iter().map(|hold| hold.session)).collect()
+        let mut spent: Vec<SessionId> =
+            stray.flat_map(|(_, holds)| holds.iter().map(|hold| hold.session)).collect();
+        // by point, the highest level at which a newer one found it sound, and whether one found it damaged
+        let mut said: HashMap<PointId, Option<VerifiedLevel>> = HashMap::new();
+        let mut has_cursor = false;
+        for (session, record) in self.verified.iter().rev() {
+            let is_new = |id: &&PointId| known.contains(*id) && said.get(*id) < Some(&Some(record.level));
+            let news = record.sound.iter().chain(&record.damaged).any(|id| is_new(&id));
+            let leads = record.cursor.is_some() && !has_cursor;
+            if !news && !leads {
+                spent.push(*session);
+            }
+            has_cursor |= record.cursor.is_some();
+            for id in record.sound.iter().chain(&record.damaged) {
+                let level = said.entry(*id).or_default();
+                *level = (*level).max(Some(record.level));
+            }
+        }
+        spent
     }
 
     /// Returns what verifies found out, oldest first.

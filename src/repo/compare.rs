@@ -58,6 +58,22 @@ struct Replacement {
     entries: Vec<LeafEntry>,
 }
 
+/// An entry of the predecessor whose chunk is lost.
+struct LostEntry {
+    /// Relative to the leaf.
+    range: Range<u64>,
+    offset: u32,
+    id: ChunkId,
+}
+
+/// A part of a changed run.
+struct Part {
+    /// Relative to the leaf.
+    range: Range<u64>,
+    /// The lost chunk that it is, if it is one.
+    whole: Option<ChunkId>,
+}
+
 /// What the comparison works with.
 pub(super) struct Comparer<'a> {
     pub reader: &'a ChunkReader<'a>,
@@ -72,6 +88,7 @@ impl Comparer<'_> {
     /// A failed look-up. Content of the predecessor that cannot be read counts as changed.
     pub(super) fn compare(&self, work: LeafWork, old: Option<&[LeafEntry]>) -> Result<LeafResult> {
         let old = old.unwrap_or_default();
+        let lost = self.lost_entries(old)?;
         let mut replacements = Vec::new();
         let mut chunks = Vec::new();
         let mut changed = Vec::new();
@@ -79,7 +96,7 @@ impl Comparer<'_> {
             let base = range.start() - work.range.start();
             let runs = match payload {
                 Payload::Zero => nonzero_ranges(old, base..base + range.len()),
-                Payload::Data(bytes) => self.changed_runs(old, base, bytes),
+                Payload::Data(bytes) => self.changed_runs(old, &lost, base, bytes),
             };
             for run in runs {
                 changed
@@ -87,7 +104,9 @@ impl Comparer<'_> {
                 match payload {
                     Payload::Zero => replacements.push(zero_replacement(run)),
                     Payload::Data(bytes) => {
-                        self.replace_run(run, base, number, bytes, &mut replacements, &mut chunks);
+                        for part in self.split_at_lost(run, &lost, base, bytes) {
+                            self.replace_run(part, base, number, bytes, &mut replacements, &mut chunks);
+                        }
                     }
                 }
             }
@@ -105,7 +124,13 @@ impl Comparer<'_> {
 
     /// Returns the runs of blocks of a piece that differ from the predecessor, relative to the leaf.
     /// `base` is the piece's position in the leaf.
-    fn changed_runs(&self, old: &[LeafEntry], base: u64, bytes: &[u8]) -> Vec<Range<u64>> {
+    fn changed_runs(
+        &self,
+        old: &[LeafEntry],
+        lost: &[LostEntry],
+        base: u64,
+        bytes: &[u8],
+    ) -> Vec<Range<u64>> {
         let mut marks = Blocks::new(base, bytes.len());
         let end = base + bytes.len() as u64;
         let mut position = 0;
@@ -120,6 +145,9 @@ impl Comparer<'_> {
             match entry {
                 LeafEntry::Zero { .. } => marks.mark_nonzero(new, common.start),
                 LeafEntry::Unreadable { .. } => marks.mark(common),
+                LeafEntry::Chunk { .. } if lost.iter().any(|lost| lost.range == entry_range) => {
+                    marks.mark(common);
+                }
                 LeafEntry::Chunk { offset, id, .. } => {
                     let whole = common == entry_range && *offset == 0;
                     // a chunk that is still there as a whole need not be read from the repository
@@ -139,6 +167,45 @@ impl Comparer<'_> {
         marks.runs(end)
     }
 
+    /// Returns the entries, relative to the leaf, whose chunks are lost.
+    fn lost_entries(&self, old: &[LeafEntry]) -> Result<Vec<LostEntry>> {
+        let mut named = Vec::new();
+        let mut position = 0;
+        for entry in old {
+            let range = position..position + u64::from(entry.len());
+            position = range.end;
+            if let LeafEntry::Chunk { offset, id, .. } = entry {
+                named.push(LostEntry { range, offset: *offset, id: *id });
+            }
+        }
+        let ids: Vec<ChunkId> = named.iter().map(|entry| entry.id).collect();
+        let lost = self.reader.lost(&ids)?;
+        Ok(named.into_iter().zip(lost).filter(|(_, lost)| *lost).map(|(entry, _)| entry).collect())
+    }
+
+    /// Splits a changed run where a lost chunk began and ended whose content it has: cut there, it becomes the
+    /// same chunk, and heals the points that name it.
+    fn split_at_lost(&self, run: Range<u64>, lost: &[LostEntry], base: u64, bytes: &[u8]) -> Vec<Part> {
+        let mut parts = Vec::new();
+        let mut position = run.start;
+        for entry in lost {
+            let Range { start, end } = entry.range;
+            if entry.offset != 0 || start < position || end > run.end {
+                continue;
+            }
+            let heals = slice(bytes, start - base, end - base)
+                .is_some_and(|content| self.hasher.chunk_id(ChunkKind::Data, content) == entry.id);
+            if heals {
+                parts.push(Part { range: position..start, whole: None });
+                parts.push(Part { range: start..end, whole: Some(entry.id) });
+                position = end;
+            }
+        }
+        parts.push(Part { range: position..run.end, whole: None });
+        parts.retain(|part| part.range.start < part.range.end);
+        parts
+    }
+
     fn mark_against_chunk(&self, id: ChunkId, skip: u64, new: &[u8], at: Range<u64>, marks: &mut Blocks) {
         let chunk = self.reader.read(ChunkKind::Data, id).ok();
         let old = chunk.as_ref().and_then(|chunk| slice(chunk, skip, skip + new.len() as u64));
@@ -151,13 +218,21 @@ impl Comparer<'_> {
     /// Splits a changed run of a data piece at its zeroes and cuts the rest.
     fn replace_run(
         &self,
-        run: Range<u64>,
+        part: Part,
         base: u64,
         piece: usize,
         bytes: &[u8],
         replacements: &mut Vec<Replacement>,
         chunks: &mut Vec<NewChunk>,
     ) {
+        let run = part.range;
+        if let Some(id) = part.whole {
+            let range = to_usize(run.start - base)..to_usize(run.end - base);
+            let entries = vec![LeafEntry::Chunk { len: to_u32(run.end - run.start), offset: 0, id }];
+            chunks.push(NewChunk { id, piece, range, known: None });
+            replacements.push(Replacement { range: run, entries });
+            return;
+        }
         let Some(content) = slice(bytes, run.start - base, run.end - base) else { return };
         for (range, zero) in split_zero_runs(content) {
             let start = run.start + range.start as u64;

@@ -40,6 +40,8 @@ pub struct IngestInput<'a> {
     /// Look only at what the dirty bitmap says (and at what the disk grew by), because the bitmap began at
     /// the predecessor's instant.
     pub trust_bitmap: bool,
+    /// Ranges of the predecessor whose content is lost: they are read whatever the bitmap says.
+    pub lost: RangeSet,
     /// Bytes per second that the source is read at, at most.
     pub read_limit: Option<u64>,
 }
@@ -79,13 +81,17 @@ pub fn candidates(input: &mut IngestInput<'_>, monitor: &dyn Monitor) -> Result<
         (Some(dirty), Some(predecessor)) => {
             // what a disk grew by is not in the bitmap unless it was written
             let grown: RangeSet = ByteRange::between(predecessor.size.min(size), size).into_iter().collect();
-            dirty.union(&grown).intersection(&whole).aligned_out(BLOCK_LEN, size)
+            dirty.union(&grown).union(&input.lost).intersection(&whole).aligned_out(BLOCK_LEN, size)
         }
         _ => whole,
     };
     let data = input.source.data(&wanted, monitor)?.intersection(&wanted).aligned_out(BLOCK_LEN, size);
     let zero = wanted.difference(&data);
-    let dirty_bytes = if dirty.is_some() { wanted.total_bytes() } else { data.total_bytes() };
+    let dirty_bytes = match &dirty {
+        // what is read again because it was lost is not dirty
+        Some(dirty) => wanted.difference(&input.lost.difference(dirty)).total_bytes(),
+        None => data.total_bytes(),
+    };
     Ok(Candidates { data, zero, dirty_bytes })
 }
 
@@ -423,8 +429,13 @@ pub fn ingest_bytes(
     monitor: &dyn Monitor,
 ) -> Result<Manifest> {
     let mut source = BytesSource { label, bytes };
-    let mut input =
-        IngestInput { source: &mut source, predecessor: None, trust_bitmap: false, read_limit: None };
+    let mut input = IngestInput {
+        source: &mut source,
+        predecessor: None,
+        trust_bitmap: false,
+        lost: RangeSet::default(),
+        read_limit: None,
+    };
     Ok(ingest(repository, reader, writer, &mut input, monitor)?.manifest)
 }
 

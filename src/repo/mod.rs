@@ -8,10 +8,12 @@
 //! * [`reader`]: chunks, checked against their ids
 //! * [`writer`]: frames, packs and segments of a session
 //! * `compare` and [`ingest`]: from a disk's extents to a manifest
+//! * [`heal`]: which ranges of a disk have to be read again because their content is lost
 
 pub mod catalog;
 mod compare;
 pub mod fence;
+pub mod heal;
 pub mod ingest;
 pub mod lock;
 mod lookup;

@@ -1,6 +1,6 @@
 //! Reading chunks: index, pack range, decompression, and the check of every chunk against its id.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -89,6 +89,8 @@ pub struct ChunkReader<'a> {
     last_resort: OnceLock<MemoryIndex>,
     /// Chunks of a running session, whose packs are not in the view.
     own: Option<MemoryIndex>,
+    /// Places that this reader found to be bad: nothing new may rely on them, recorded or not.
+    met: Mutex<HashSet<(PackId, ChunkId)>>,
 }
 
 impl std::fmt::Debug for ChunkReader<'_> {
@@ -116,7 +118,13 @@ impl<'a> ChunkReader<'a> {
             nodes: Mutex::new(Recent::new(NODE_CACHE_COUNT)),
             last_resort: OnceLock::new(),
             own: None,
+            met: Mutex::new(HashSet::new()),
         }
+    }
+
+    /// Returns what it reads from.
+    pub fn view(&self) -> &View {
+        self.view
     }
 
     /// Returns the places from which each chunk can be read, in the order asked.
@@ -163,13 +171,28 @@ impl<'a> ChunkReader<'a> {
     /// As [`ChunkReader::locate`].
     pub fn known(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Option<PackId>>> {
         let found = self.repository.lookup(ids)?;
+        let met = self.met.lock().map(|met| met.clone()).unwrap_or_default();
         let usable = |id: &ChunkId, places: Vec<Location>| {
             places
                 .into_iter()
+                .filter(|place| !met.contains(&(place.pack, *id)))
                 .find(|place| place.kind == kind && self.view.is_usable(id, place))
                 .map(|place| place.pack)
         };
         Ok(ids.iter().zip(found).map(|(id, places)| usable(id, places)).collect())
+    }
+
+    /// Returns for each chunk whether it is lost as far as is known: in no pack that is there and not recorded as damaged.
+    /// A chunk that is recorded as damaged counts as lost even if it could be read.
+    ///
+    /// # Errors
+    /// As [`ChunkReader::locate`].
+    pub fn lost(&self, ids: &[ChunkId]) -> Result<Vec<bool>> {
+        let found = self.locate(ids)?;
+        let is_lost = |(id, places): (&ChunkId, Vec<Location>)| {
+            !places.iter().any(|place| self.view.is_good(id, place))
+        };
+        Ok(ids.iter().zip(found).map(is_lost).collect())
     }
 
     /// Returns a chunk whose content was checked against its id.
@@ -190,7 +213,12 @@ impl<'a> ChunkReader<'a> {
         for place in places {
             match self.read_place(kind, id, place) {
                 Ok(bytes) => return Ok(bytes),
-                Err(error) => first_fault = first_fault.or(Some(error)),
+                Err(error) => {
+                    if let Ok(mut met) = self.met.lock() {
+                        met.insert((place.pack, id));
+                    }
+                    first_fault = first_fault.or(Some(error));
+                }
             }
         }
         let index = self.last_resort()?;

@@ -103,13 +103,33 @@ impl View {
         self.packs.get(&location.pack).is_some_and(|len| location.frame.end() <= *len)
     }
 
-    /// Returns true if a new point may rely on a chunk there: readable, unmarked, not known to be bad.
+    /// Returns true if anything is recorded as damaged.
+    pub fn has_damage(&self) -> bool {
+        !self.bad.is_empty()
+    }
+
+    /// Returns the packs of which something is recorded as damaged.
+    pub fn damaged_packs(&self) -> impl Iterator<Item = PackId> {
+        self.bad.keys().copied()
+    }
+
+    /// Returns true if a damage record condemns a chunk in a pack.
+    pub fn is_condemned(&self, pack: PackId, id: &ChunkId) -> bool {
+        match self.bad.get(&pack) {
+            None => false,
+            Some(Bad::Whole) => true,
+            Some(Bad::Chunks(chunks)) => chunks.contains(id),
+        }
+    }
+
+    /// Returns true if a chunk is there as far as is known: readable, not recorded as damaged. A prune may be about to
+    /// move it.
+    pub fn is_good(&self, id: &ChunkId, location: &Location) -> bool {
+        self.is_readable(location) && !self.is_condemned(location.pack, id)
+    }
+
+    /// Returns true if a new point may rely on a chunk there: good, and in no pack that a prune has marked.
     pub fn is_usable(&self, id: &ChunkId, location: &Location) -> bool {
-        let good = match self.bad.get(&location.pack) {
-            None => true,
-            Some(Bad::Whole) => false,
-            Some(Bad::Chunks(chunks)) => !chunks.contains(id),
-        };
-        good && self.is_readable(location) && !self.marks.packs.contains(&location.pack)
+        self.is_good(id, location) && !self.marks.packs.contains(&location.pack)
     }
 }

@@ -63,7 +63,7 @@ fn usage_and_missing_things_have_their_codes() {
     vmkeep.fails(&["nonsense"], 2);
     assert!(vmkeep.fails(&["show", "0123456789abcdef"], 2).contains("0123456789abcdef"));
     assert!(vmkeep.fails(&["backup", "--file", "/no/such.raw", "--name", "x"], 1).contains("/no/such.raw"));
-    let said = vmkeep.fails(&["forget", &kept.points[0]], 2);
+    let said = vmkeep.fails(&["forget", "--force", &kept.points[0]], 2);
     assert!(said.contains("-y"), "{said}");
     assert_eq!(vmkeep.json(&["points"])["points"].as_array().unwrap().len(), 2);
 }
@@ -94,7 +94,10 @@ fn a_dry_run_changes_nothing() {
     let kept = Kept::new();
     let before = files(&kept.vmkeep.repository());
     kept.vmkeep.ok(&["backup", "--file", kept.image.to_str().unwrap(), "--name", "web", "-n"]);
-    kept.vmkeep.ok(&["forget", "-n", &kept.points[0]]);
+    kept.vmkeep.ok(&["forget", "-n", "--force", &kept.points[0]]);
+    kept.vmkeep.ok(&["forget", "-n", "--force", "--keep-last", "1"]);
+    kept.vmkeep.ok(&["hold", "-n", &kept.points[0]]);
+    kept.vmkeep.ok(&["unhold", "-n", &kept.points[0]]);
     kept.vmkeep.ok(&["prune", "-n"]);
     let target = kept.vmkeep.path("restored");
     kept.vmkeep.ok(&["restore", &kept.points[1], "-o", target.to_str().unwrap(), "-n"]);
@@ -247,7 +250,7 @@ fn json_is_as_its_schema_says() {
     let image = kept.image.to_str().unwrap();
     let target = kept.vmkeep.path("out");
     let target = target.to_str().unwrap();
-    let commands: [(&str, &[&str]); 16] = [
+    let commands: [(&str, &[&str]); 28] = [
         ("backup", &["backup", "--file", image, "--name", "web"]),
         ("backup", &["backup", "--file", image, "--name", "web", "-n", "-l", "full"]),
         ("points", &["points"]),
@@ -258,11 +261,23 @@ fn json_is_as_its_schema_says() {
         ("diff", &["diff", first, second]),
         ("stats", &["stats"]),
         ("restore", &["restore", second, "-o", target]),
-        ("forget", &["forget", "-y", first]),
+        ("stats", &["stats", "--unique"]),
+        ("forget", &["forget", "-n", "--keep-last", "1", "--force"]),
+        ("hold", &["hold", first, "--until", "1d"]),
+        ("points", &["points"]),
+        ("hold", &["unhold", first]),
+        ("forget", &["forget", "-y", "--force", first]),
+        ("points", &["points", "--forgotten"]),
+        ("hold", &["undelete", first]),
+        ("forget", &["forget", "-y", "--force", first]),
         ("prune", &["prune", "-n"]),
         ("prune", &["prune"]),
         ("verify", &["verify", "--structure"]),
         ("verify", &["verify", "--data"]),
+        ("verify", &["verify", "--sample", "1/2"]),
+        ("verify", &["verify", "--packs", "--older-than", "1d"]),
+        ("verify", &["verify", second, "--restore"]),
+        ("against", &["verify", second, "--against", image]),
         ("version", &["version"]),
     ];
     let mut used = BTreeSet::new();

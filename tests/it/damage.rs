@@ -8,7 +8,7 @@ use vmkeep::format::name::{Folder, ObjectName};
 use vmkeep::monitor::Recorder;
 use vmkeep::ops::RequestedLevel;
 use vmkeep::ops::backup::{ImageBackupOptions, ImageInput, backup_image};
-use vmkeep::ops::restore::{ImageFormat, RestoreOptions, RestoreOutput, restore};
+use vmkeep::ops::restore::{ImageFormat, OnDamage, RestoreOptions, RestoreOutput, restore};
 use vmkeep::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use vmkeep::repo::{CreateOptions, Environment, Repository};
 use vmkeep::source::image::ImageFileFormat;
@@ -81,7 +81,7 @@ impl Small {
 
     /// Returns true if a whole verify, or already opening, says that something is wrong.
     fn is_found(&self) -> bool {
-        let options = VerifyOptions { level: VerifyLevel::Data, points: Vec::new() };
+        let options = VerifyOptions { level: VerifyLevel::Data, ..VerifyOptions::default() };
         let monitor = Recorder::new();
         match self.open().and_then(|repository| verify(&repository, &options, &monitor)) {
             Ok(report) => !report.findings.is_empty(),
@@ -101,6 +101,7 @@ impl Small {
                 disks: Vec::new(),
                 format: ImageFormat::Raw,
                 force: true,
+                on_damage: OnDamage::Fail,
                 dry_run: false,
             };
             if restore(&repository, &entry.record, &options, &Recorder::new()).is_ok() {

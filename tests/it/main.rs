@@ -12,5 +12,7 @@ mod house;
 mod killed;
 mod order_of_writes;
 mod readme;
+mod retention;
 mod support;
+mod verify;
 mod week;

@@ -174,6 +174,17 @@ impl Vmkeep {
         serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {output}"))
     }
 
+    /// Runs the program with `--json`, however it ends; returns its last line and its exit code.
+    #[track_caller]
+    pub fn json_with_code(&self, args: &[&str]) -> (Value, i32) {
+        let mut all = vec!["--json"];
+        all.extend(args);
+        let output = self.command(&all).output().unwrap();
+        let text = String::from_utf8(output.stdout.clone()).unwrap();
+        let last = text.lines().last().unwrap_or("null");
+        (serde_json::from_str(last).unwrap(), output.status.code().unwrap_or(-1))
+    }
+
     /// Backs a domain up and returns the summary.
     #[track_caller]
     pub fn backup(&self, args: &[&str]) -> Value {

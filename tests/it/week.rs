@@ -152,7 +152,7 @@ fn assert_each_day_restores(week: &Week) {
 fn assert_saturday_stands_alone(week: &Week) {
     let sat_id = week.id("sat");
     let others: Vec<String> = ["mon", "tue", "wed", "thu", "fri"].iter().map(|day| week.id(day)).collect();
-    let mut forget = vec!["forget", "-y"];
+    let mut forget = vec!["forget", "-y", "--force"];
     forget.extend(others.iter().map(String::as_str));
     week.vmkeep.ok(&forget);
     week.vmkeep.ok(&["prune"]);

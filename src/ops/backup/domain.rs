@@ -4,15 +4,16 @@ use std::path::PathBuf;
 
 use super::{BackupReport, PointEntry, usable_points};
 use crate::error::{Context, Result};
-use crate::format::point::{Consistency, Level, PointStats, SourceKind};
+use crate::format::point::{Consistency, Level, PointRecord, PointStats, SourceKind};
 use crate::format::session::SessionKind;
 use crate::id::{PointId, RepositoryId};
 use crate::monitor::Monitor;
 use crate::ops::RequestedLevel;
 use crate::ops::levels::{self, FromBase, LevelPlan, checkpoints_to_keep, disk_manifest, newest_manifest};
 use crate::ops::record::{self, DiskJob, PointJob};
-use crate::repo::Repository;
 use crate::repo::session::Session;
+use crate::repo::view::View;
+use crate::repo::{Catalog, Repository};
 use crate::source::domain::{
     BackupRequest, BaseCheckpoint, DiskMode, DomainBackup, DomainDisk, DomainInfo, Freeze, Hypervisor,
 };
@@ -134,6 +135,35 @@ fn request(
         freeze: options.freeze,
         pause: options.pause,
         scratch_dir: options.scratch_dir.clone(),
+        checkpoint_prefix: checkpoint_prefix(repository.id()),
+        known_checkpoints: points.iter().filter_map(|entry| entry.record.checkpoint.clone()).collect(),
+    }
+}
+
+/// Returns the request for reading a domain as it is now, with what was written since a point. It leaves no checkpoint.
+pub(in crate::ops) fn compare_request(
+    repository: &Repository,
+    catalog: &Catalog,
+    view: &View,
+    record: &PointRecord,
+    disk: Option<&str>,
+    domain: &str,
+) -> BackupRequest {
+    let points = usable_points(catalog, view, domain);
+    let tracked = record.disks.iter().filter(|disk| disk.has_bitmap);
+    let base = record.checkpoint.clone().map(|name| BaseCheckpoint {
+        name,
+        disks: tracked.map(|disk| (disk.target.clone(), disk.manifest.size)).collect(),
+    });
+    BackupRequest {
+        domain: domain.to_owned(),
+        include: disk.map(str::to_owned).into_iter().collect(),
+        exclude: Vec::new(),
+        bases: base.into_iter().collect(),
+        new_checkpoint: None,
+        freeze: Freeze::No,
+        pause: false,
+        scratch_dir: None,
         checkpoint_prefix: checkpoint_prefix(repository.id()),
         known_checkpoints: points.iter().filter_map(|entry| entry.record.checkpoint.clone()).collect(),
     }

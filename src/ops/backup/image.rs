@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{BackupReport, usable_points};
 use crate::error::{Context, Error, Result};
+use crate::extent::RangeSet;
 use crate::format::point::{Consistency, Level, PointStats, SourceKind};
 use crate::format::session::SessionKind;
 use crate::monitor::Monitor;
@@ -84,9 +85,10 @@ pub fn backup_image(
     Ok(report)
 }
 
-type Opened = (Box<dyn DiskSource>, String, SourceKind);
+pub(in crate::ops) type Opened = (Box<dyn DiskSource>, String, SourceKind);
 
-fn open(input: &ImageInput, monitor: &dyn Monitor) -> Result<Opened> {
+/// Opens an image: its content, format and kind.
+pub(in crate::ops) fn open(input: &ImageInput, monitor: &dyn Monitor) -> Result<Opened> {
     match input {
         ImageInput::File { path, format } => {
             let format = match format {
@@ -145,7 +147,8 @@ fn dry_run(
     let points = usable_points(&catalog, &view, &options.domain);
     let (job, level, made_full) = point_job(repository, options, &points, kind)?;
     let size = source.size();
-    let mut input = IngestInput { source, predecessor: None, trust_bitmap: false, read_limit: None };
+    let lost = RangeSet::default();
+    let mut input = IngestInput { source, predecessor: None, trust_bitmap: false, lost, read_limit: None };
     let found = candidates(&mut input, monitor)?;
     let stats = PointStats {
         dirty_bytes: found.dirty_bytes(),

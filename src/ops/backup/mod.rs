@@ -8,7 +8,10 @@ mod domain;
 mod image;
 
 #[cfg(feature = "libvirt")]
+pub(in crate::ops) use domain::compare_request;
+#[cfg(feature = "libvirt")]
 pub use domain::{DomainBackupOptions, backup_domain};
+pub(in crate::ops) use image::open as open_image_input;
 pub use image::{ImageBackupOptions, ImageInput, backup_image};
 
 pub use super::record::{BackupReport, DiskReport};

@@ -15,7 +15,7 @@ use crate::monitor::{Monitor, Recorder};
 use crate::ops::levels::{self, disk_manifest, newest_manifest};
 use crate::ops::prune::{PruneOptions, prune};
 use crate::ops::record::{DiskJob, PointJob, record_point};
-use crate::ops::restore::{ImageFormat, RestoreOptions, RestoreOutput, restore};
+use crate::ops::restore::{ImageFormat, OnDamage, RestoreOptions, RestoreOutput, restore};
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use crate::ops::{RequestedLevel, diff, forget};
 use crate::repo::session::Session;
@@ -229,6 +229,7 @@ impl World {
             disks: Vec::new(),
             format: ImageFormat::Raw,
             force: false,
+            on_damage: OnDamage::Fail,
             dry_run: false,
         };
         let record = &catalog.point(kept.id).unwrap().record;
@@ -278,7 +279,7 @@ impl World {
 
     pub fn check_all(&self) {
         self.check_all_but_findings();
-        let options = VerifyOptions { level: VerifyLevel::Data, points: Vec::new() };
+        let options = VerifyOptions { level: VerifyLevel::Data, ..VerifyOptions::default() };
         let report = verify(&self.repository, &options, &Recorder::new()).unwrap();
         assert_eq!(report.findings, []);
     }

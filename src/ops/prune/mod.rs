@@ -108,6 +108,7 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
     let chosen = choose_all(repository, &catalog, &view, options, monitor)?;
     if chosen.plan.delete.is_empty() && chosen.plan.repack.is_empty() && chosen.drop.is_empty() {
         session.commit(&Outcome::Done)?;
+        sweep::delete_spent(repository, monitor)?;
         return Ok(chosen.report(false));
     }
     let mark = Mark { packs: chosen.packs().map(|pack| pack.id).collect(), points: chosen.drop.clone() };
@@ -121,6 +122,7 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
     }
     let (sweep, written_bytes) = swept?;
     let deleted_segments = sweep::carry_out(repository, &sweep, monitor)?;
+    sweep::delete_spent(repository, monitor)?;
     let mut report = chosen.report(false);
     report.dropped_points = sweep.points;
     report.written_bytes = written_bytes;
@@ -197,7 +199,9 @@ fn choose_all(
 ) -> Result<Chosen> {
     refuse_unreadable(catalog)?;
     let reader = ChunkReader::new(repository, view);
-    let records = catalog.points().iter().map(|entry| &entry.record);
+    let drop = droppable(repository, catalog);
+    let kept = catalog.points().iter().chain(catalog.forgotten()).map(|entry| &entry.record);
+    let records = kept.filter(|record| !drop.contains(&record.id));
     let mut live = Live::of(repository, &reader, records, monitor)?;
     let mut uses: HashMap<PackId, PackUse> = HashMap::new();
     for_each_segment(repository, catalog, monitor, &mut |_, segment| {
@@ -223,7 +227,7 @@ fn choose_all(
     };
     Ok(Chosen {
         plan: choose(uses.into_values().collect(), bounds),
-        drop: catalog.forgotten().iter().map(|entry| entry.record.id).collect(),
+        drop,
         live_chunks: live.len(),
         stored_before: view.packs().values().sum(),
     })
@@ -231,6 +235,13 @@ fn choose_all(
 
 fn is_prune(record: Option<&crate::format::session::SessionRecord>) -> bool {
     record.is_some_and(|record| record.kind == SessionKind::Prune)
+}
+
+/// Returns the forgotten points that no hold keeps.
+fn droppable(repository: &Repository, catalog: &Catalog) -> Vec<PointId> {
+    let now_ms = (repository.environment().now_ms)();
+    let forgotten = catalog.forgotten().iter().map(|entry| entry.record.id);
+    forgotten.filter(|id| catalog.held(*id, now_ms).is_none()).collect()
 }
 
 /// Counts what of a segment's packs is needed there. A copy beyond those needed is not.
@@ -304,8 +315,8 @@ fn rewrite_and_commit(
     repository.fence(session.id(), monitor)?;
     let (catalog, view) = repository.refresh(monitor)?;
     refuse_unreadable(&catalog)?;
-    // a point whose tombstone was taken away since the choice is a point again
-    let forgotten: HashSet<PointId> = catalog.forgotten().iter().map(|entry| entry.record.id).collect();
+    // a point that was had back or held since the choice is not dropped
+    let forgotten: HashSet<PointId> = droppable(repository, &catalog).into_iter().collect();
     let points: Vec<PointId> = mark.points.iter().filter(|id| forgotten.contains(id)).copied().collect();
     let dropped: HashSet<PointId> = points.iter().copied().collect();
     let kept = catalog.points().iter().chain(catalog.forgotten());

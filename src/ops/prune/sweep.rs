@@ -53,6 +53,14 @@ pub(super) fn carry_out(repository: &Repository, sweep: &Sweep, monitor: &dyn Mo
     Ok(deleted_segments)
 }
 
+/// Deletes outcomes that inform of nothing any more: holds of points that are gone, verifies that newer ones replace.
+pub(super) fn delete_spent(repository: &Repository, monitor: &dyn Monitor) -> Result<()> {
+    for session in repository.catalog(monitor)?.spent() {
+        repository.storage().delete(ObjectName::Outcome(session))?;
+    }
+    repository.storage().sync_deletes(Folder::Outcomes)
+}
+
 /// Ends what earlier prunes left: a sweep that was decided is carried out; any other mark is taken away.
 ///
 /// # Errors

@@ -3,29 +3,19 @@
 mod target;
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
-use crossbeam_channel::{Receiver, bounded};
 use serde::Serialize;
 
 use crate::error::{Context, Error, Result};
 use crate::extent::ByteRange;
-use crate::format::node::ChunkKind;
 use crate::format::point::{DiskRecord, Manifest, PointRecord};
-use crate::id::ChunkId;
 use crate::manifest::{Cursor, EntryRef};
 use crate::monitor::Monitor;
+pub use crate::ops::content::OnDamage;
+use crate::ops::content::{DiskRead, Sink, read_disk};
 use crate::repo::Repository;
 use crate::repo::reader::ChunkReader;
-use crate::repo::view::View;
 use target::{DiskTarget, open_target};
-
-/// Disk content in one batch of look-ups, bytes.
-const BATCH_LEN: u64 = 4 << 20;
-/// Entries in one batch.
-const BATCH_ENTRIES: usize = 1024;
-/// Batches that wait for a worker; a batch holds ids, not content.
-const BATCH_QUEUE: usize = 4;
 
 /// Format of restored image files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -54,6 +44,8 @@ pub struct RestoreOptions {
     pub format: ImageFormat,
     /// Write over files that exist.
     pub force: bool,
+    /// What to do where content is lost.
+    pub on_damage: OnDamage,
     pub dry_run: bool,
 }
 
@@ -66,6 +58,8 @@ pub struct RestoredDisk {
     pub size: u64,
     /// Bytes that are not zero by the manifest.
     pub data_bytes: u64,
+    /// What is lost and was written as zeroes: first byte and length of each range.
+    pub missing: Vec<(u64, u64)>,
 }
 
 /// What was restored.
@@ -75,6 +69,19 @@ pub struct RestoreReport {
     /// Side files: XML, firmware variables.
     pub files: Vec<PathBuf>,
     pub dry_run: bool,
+}
+
+/// A target as what takes content.
+struct Target<'a>(&'a dyn DiskTarget);
+
+impl Sink for Target<'_> {
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.0.write(offset, bytes)
+    }
+
+    fn zero(&self, range: ByteRange) -> Result<()> {
+        self.0.zero(range)
+    }
 }
 
 /// Restores disks of a point. Every chunk is checked against its id before it is written.
@@ -96,16 +103,24 @@ pub fn restore(
         std::fs::create_dir_all(dir).map_err(|source| Error::io("create", dir.display(), source))?;
     }
     for (disk, path) in jobs {
-        let data_bytes = if options.dry_run {
-            data_len(repository, &reader, &disk.manifest)?
+        let read = if options.dry_run {
+            let data_bytes = data_len(repository, &reader, &disk.manifest)?;
+            DiskRead { data_bytes, ..DiskRead::default() }
         } else {
             restore_disk(repository, &reader, record, disk, &path, options, monitor)?
         };
-        let (disk, size) = (disk.target.clone(), disk.manifest.size);
-        report.disks.push(RestoredDisk { disk, target: path, size, data_bytes });
+        let (disk, size, data_bytes) = (disk.target.clone(), disk.manifest.size, read.data_bytes);
+        let missing: Vec<(u64, u64)> =
+            read.missing.iter().map(|range| (range.start(), range.len())).collect();
+        if let (false, RestoreOutput::Directory(dir)) = (missing.is_empty(), &options.output) {
+            let map = dir.join(format!("{disk}.missing"));
+            target::write_small_file(&map, missing_map(&missing).as_bytes(), options.force)?;
+            report.files.push(map);
+        }
+        report.disks.push(RestoredDisk { disk, target: path, size, data_bytes, missing });
     }
     if let RestoreOutput::Directory(dir) = &options.output {
-        report.files = restore_side_files(repository, &view, record, dir, options, monitor)?;
+        report.files.extend(restore_side_files(repository, &reader, record, dir, options, monitor)?);
     }
     Ok(report)
 }
@@ -142,6 +157,11 @@ fn plan<'a>(record: &'a PointRecord, options: &RestoreOptions) -> Result<Vec<(&'
     }
 }
 
+/// Returns the map of what is missing: a line for each range, its first byte and its length in decimal digits.
+fn missing_map(missing: &[(u64, u64)]) -> String {
+    missing.iter().map(|(start, len)| format!("{start} {len}\n")).collect()
+}
+
 fn data_len(repository: &Repository, reader: &ChunkReader<'_>, manifest: &Manifest) -> Result<u64> {
     let Some(whole) = ByteRange::new(0, manifest.size) else { return Ok(0) };
     let mut cursor = Cursor::new(repository.geometry(), manifest, reader)?;
@@ -163,120 +183,21 @@ fn restore_disk(
     path: &Path,
     options: &RestoreOptions,
     monitor: &dyn Monitor,
-) -> Result<u64> {
+) -> Result<DiskRead> {
     let target = open_target(path, disk.manifest.size, options.format, options.force, monitor)?;
     let label = format!("{} of {}", disk.target, record.domain);
     let task = monitor.start(&label, disk.manifest.size);
-    let written = write_disk(repository, reader, &disk.manifest, target.as_ref(), monitor, &|bytes| {
-        monitor.advance(task, bytes);
-    });
+    let sink = Target(target.as_ref());
+    let advance = |bytes| monitor.advance(task, bytes);
+    let written = read_disk(repository, reader, &disk.manifest, &sink, options.on_damage, monitor, &advance);
     monitor.finish(task);
-    let done = written.and_then(|bytes| target.finish(monitor).map(|()| bytes));
+    let done = written.and_then(|read| target.finish(monitor).map(|()| read));
     done.context(|| format!("while restoring {label} to {}", path.display()))
-}
-
-/// A piece of a disk that has to be written.
-type Piece = (ByteRange, EntryRef);
-
-/// Writes a disk's content; returns how many bytes were not zero.
-fn write_disk(
-    repository: &Repository,
-    reader: &ChunkReader<'_>,
-    manifest: &Manifest,
-    target: &dyn DiskTarget,
-    monitor: &dyn Monitor,
-    advance: &(dyn Fn(u64) + Sync),
-) -> Result<u64> {
-    let Some(whole) = ByteRange::new(0, manifest.size) else { return Ok(0) };
-    let failure: Mutex<Option<Error>> = Mutex::new(None);
-    let result = std::thread::scope(|scope| {
-        let (sender, receiver) = bounded::<Vec<Piece>>(BATCH_QUEUE);
-        for _ in 0..std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(1, 16) {
-            let (receiver, failure) = (receiver.clone(), &failure);
-            scope.spawn(move || {
-                if let Err(error) = write_batches(reader, &receiver, target, monitor, advance)
-                    && let Ok(mut slot) = failure.lock()
-                {
-                    slot.get_or_insert(error);
-                }
-            });
-        }
-        drop(receiver);
-        let mut cursor = Cursor::new(repository.geometry(), manifest, reader)?;
-        let mut data_bytes = 0;
-        let (mut batch, mut batch_len) = (Vec::new(), 0);
-        for piece in cursor.entries(whole) {
-            monitor.check()?;
-            let (range, entry) = piece?;
-            if entry == EntryRef::Zero {
-                batch.push((range, entry));
-            } else {
-                data_bytes += range.len();
-                batch_len += range.len();
-                batch.push((range, entry));
-            }
-            if batch_len >= BATCH_LEN || batch.len() >= BATCH_ENTRIES {
-                // the workers are gone only after a failure, which is in its slot
-                sender.send(std::mem::take(&mut batch)).map_err(|_| Error::Cancelled)?;
-                batch_len = 0;
-            }
-        }
-        sender.send(batch).map_err(|_| Error::Cancelled)?;
-        Ok(data_bytes)
-    });
-    match failure.into_inner() {
-        Ok(Some(error)) => Err(error),
-        _ => result,
-    }
-}
-
-fn write_batches(
-    reader: &ChunkReader<'_>,
-    batches: &Receiver<Vec<Piece>>,
-    target: &dyn DiskTarget,
-    monitor: &dyn Monitor,
-    advance: &dyn Fn(u64),
-) -> Result<()> {
-    for batch in batches {
-        monitor.check()?;
-        let ids: Vec<ChunkId> = batch
-            .iter()
-            .filter_map(|(_, entry)| match entry {
-                EntryRef::Chunk { id, .. } => Some(*id),
-                _ => None,
-            })
-            .collect();
-        let mut places = reader.locate(&ids)?.into_iter();
-        for (range, entry) in &batch {
-            match entry {
-                EntryRef::Zero => target.zero(*range)?,
-                EntryRef::Unreadable => {
-                    let what = format!("bytes {range} could not be recovered when this point was repaired");
-                    return Err(Error::Damaged(what));
-                }
-                EntryRef::Chunk { id, offset } => {
-                    let places = places.next().unwrap_or_default();
-                    let chunk = reader
-                        .read_at(ChunkKind::Data, *id, &places)
-                        .context(|| format!("bytes {range} cannot be read"))?;
-                    let start = *offset as usize;
-                    let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
-                    let content = chunk.get(start..start.saturating_add(len)).ok_or_else(|| {
-                        let what = format!("bytes {range} are beyond the end of chunk {id}");
-                        Error::Damaged(what)
-                    })?;
-                    target.write(range.start(), content)?;
-                }
-            }
-            advance(range.len());
-        }
-    }
-    Ok(())
 }
 
 fn restore_side_files(
     repository: &Repository,
-    view: &View,
+    reader: &ChunkReader<'_>,
     record: &PointRecord,
     dir: &Path,
     options: &RestoreOptions,
@@ -292,14 +213,23 @@ fn restore_side_files(
         }
         files.push(path);
     }
-    let reader = ChunkReader::new(repository, view);
     for file in &record.files {
         let path = dir.join(&file.name);
         if !options.dry_run {
             let target = open_target(&path, file.manifest.size, ImageFormat::Raw, options.force, monitor)?;
-            write_disk(repository, &reader, &file.manifest, target.as_ref(), monitor, &|_| {})
-                .and_then(|_| target.finish(monitor))
-                .context(|| format!("while restoring {}", path.display()))?;
+            let sink = Target(target.as_ref());
+            let read = read_disk(repository, reader, &file.manifest, &sink, OnDamage::Fail, monitor, &|_| {});
+            match read.and_then(|_| target.finish(monitor)) {
+                Ok(()) => {}
+                // half of a firmware's variables is worse than none; the disks are what matters
+                Err(error) if options.on_damage == OnDamage::Zero && error.is_damage() => {
+                    monitor.warn(&format!("{} is lost: {error}", path.display()));
+                    continue;
+                }
+                Err(error) => {
+                    return Err(error).context(|| format!("while restoring {}", path.display()));
+                }
+            }
         }
         files.push(path);
     }

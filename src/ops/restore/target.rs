@@ -14,18 +14,15 @@ use crate::extent::ByteRange;
 use crate::format::limits::BLOCK_LEN;
 use crate::monitor::Monitor;
 use crate::nbd::Connection;
+use crate::ops::content::Sink;
 use crate::repo::is_zero;
 use crate::source::qemu_nbd::{self, QemuNbd};
 
 /// Zeroes written at once where a device cannot be told to hold them, bytes.
 const ZERO_BUFFER_LEN: usize = 1 << 20;
 
-/// Takes a disk's content in any order, from several threads.
-pub(super) trait DiskTarget: Sync + Send {
-    /// Writes bytes.
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()>;
-    /// Makes a range read as zero.
-    fn zero(&self, range: ByteRange) -> Result<()>;
+/// Takes a disk's content, and becomes what was asked for.
+pub(super) trait DiskTarget: Sink + Send {
     /// Makes everything durable and gives the target its name.
     fn finish(self: Box<Self>, monitor: &dyn Monitor) -> Result<()>;
 }
@@ -184,7 +181,7 @@ impl RawTarget {
     }
 }
 
-impl DiskTarget for RawTarget {
+impl Sink for RawTarget {
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         for_nonzero_runs(offset, bytes, |offset, run| {
             self.file
@@ -196,7 +193,9 @@ impl DiskTarget for RawTarget {
     fn zero(&self, _range: ByteRange) -> Result<()> {
         Ok(())
     }
+}
 
+impl DiskTarget for RawTarget {
     fn finish(self: Box<Self>, _monitor: &dyn Monitor) -> Result<()> {
         self.file.sync_all().map_err(|source| Error::io("sync", self.partial.path.display(), source))?;
         self.partial.name()
@@ -243,7 +242,7 @@ impl BlockTarget {
     }
 }
 
-impl DiskTarget for BlockTarget {
+impl Sink for BlockTarget {
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.file
             .write_all_at(bytes, offset)
@@ -258,7 +257,9 @@ impl DiskTarget for BlockTarget {
             Err(_) => self.write_zeroes(range),
         }
     }
+}
 
+impl DiskTarget for BlockTarget {
     fn finish(self: Box<Self>, _monitor: &dyn Monitor) -> Result<()> {
         self.file.sync_all().map_err(|source| Error::io("sync", self.path.display(), source))
     }
@@ -285,7 +286,7 @@ impl Qcow2Target {
     }
 }
 
-impl DiskTarget for Qcow2Target {
+impl Sink for Qcow2Target {
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let monitor = crate::monitor::Recorder::new();
         let mut connection = self.connection()?;
@@ -295,7 +296,9 @@ impl DiskTarget for Qcow2Target {
     fn zero(&self, _range: ByteRange) -> Result<()> {
         Ok(())
     }
+}
 
+impl DiskTarget for Qcow2Target {
     fn finish(self: Box<Self>, monitor: &dyn Monitor) -> Result<()> {
         let Self { partial, connection, server } = *self;
         let mut connection = connection.into_inner().map_err(|_| Error::Cancelled)?;

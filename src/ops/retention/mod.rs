@@ -155,6 +155,9 @@ pub fn guarded(
     guards
 }
 
+/// What the points of a group have in common: their domain, their tags.
+type GroupKey<'a> = (Option<&'a str>, Option<Vec<&'a str>>);
+
 /// One rule at work on one group.
 struct Rule {
     period: Period,
@@ -209,7 +212,7 @@ pub fn decide(
 ) -> Vec<Decision> {
     let now_ms = now.timestamp().as_millisecond();
     let guards = if force { BTreeMap::new() } else { guarded(points, now_ms, facts) };
-    let mut groups: BTreeMap<(Option<&str>, Option<Vec<&str>>), Vec<usize>> = BTreeMap::new();
+    let mut groups: BTreeMap<GroupKey<'_>, Vec<usize>> = BTreeMap::new();
     for (number, entry) in points.iter().enumerate() {
         let domain = policy.group_by.domain.then_some(entry.record.domain.as_str());
         let tags = policy.group_by.tags.then(|| sorted(&entry.record.tags));

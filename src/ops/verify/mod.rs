@@ -1,21 +1,30 @@
 //! Verifying: every object is what it should be, and every point has all that it needs.
 //!
 //! * structure: listings, outcomes, segments and manifests; every chunk that a point names has a place in a
-//!   pack that is there, and every node two
-//! * data: besides, every pack is read, its bytes are those its name promises, and every chunk in it has the
-//!   content that its id promises
+//!   pack that is there and not recorded as damaged, and every node two
+//! * packs: besides, every pack is read, and its bytes are those that its name promises
+//! * data: besides, every chunk in it has the content that its id promises
+//! * restore: besides, every disk of the points is restored into a hash
+//!
+//! What is found can be recorded: then writers treat damaged chunks as absent, and the next backup that meets their
+//! content heals the points that need them. Nothing is ever deleted.
 
 mod packs;
 mod points;
+mod record;
+mod restored;
+pub mod sample;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::Serialize;
 
+use self::sample::{Sample, choose};
 use crate::error::{Error, Result};
 use crate::format::name::{Folder, ObjectName};
 use crate::format::segment::Segment;
-use crate::id::{ChunkId, PackId, PointId};
+use crate::format::session::VerifiedLevel;
+use crate::id::{ChunkId, PackId, PointId, SegmentId};
 use crate::monitor::Monitor;
 use crate::ops::Finding;
 use crate::repo::catalog::Ended;
@@ -23,13 +32,31 @@ use crate::repo::reader::ChunkReader;
 use crate::repo::view::View;
 use crate::repo::{Catalog, PointEntry, Repository};
 
+pub use self::restored::RestoredHash;
+
+/// A verify that a prune has overtaken is begun again, this often.
+const MAX_ATTEMPTS: u32 = 3;
+
 /// How much is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VerifyLevel {
     Structure,
+    Packs,
     #[default]
     Data,
+    Restore,
+}
+
+impl From<VerifyLevel> for VerifiedLevel {
+    fn from(level: VerifyLevel) -> Self {
+        match level {
+            VerifyLevel::Structure => Self::Structure,
+            VerifyLevel::Packs => Self::Packs,
+            VerifyLevel::Data => Self::Data,
+            VerifyLevel::Restore => Self::Restore,
+        }
+    }
 }
 
 /// What to verify.
@@ -38,6 +65,22 @@ pub struct VerifyOptions {
     pub level: VerifyLevel,
     /// Only what these points need; empty: everything.
     pub points: Vec<PointId>,
+    /// Leave out points that a verify of this level found sound at or after this time, milliseconds since 1970.
+    pub older_than_ms: Option<i64>,
+    /// Read only some of the packs, other ones each time.
+    pub sample: Option<Sample>,
+    /// Put damage records, and what was found out.
+    pub record: bool,
+}
+
+/// What a sample covered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Sampled {
+    pub packs: u64,
+    /// Of so many.
+    pub of_packs: u64,
+    /// The last one in their order.
+    pub cursor: Option<PackId>,
 }
 
 /// What was verified and found.
@@ -45,23 +88,35 @@ pub struct VerifyOptions {
 pub struct VerifyReport {
     pub findings: Vec<Finding>,
     pub points: u64,
+    /// Points that were left out because they were verified lately.
+    pub skipped_points: u64,
+    /// Points that a restore would not give back in full.
+    pub damaged_points: Vec<PointId>,
     pub packs: u64,
     /// Chunks whose content was checked, or with [`VerifyLevel::Structure`] whose place was.
     pub chunks: u64,
     /// Bytes of packs that were read.
     pub bytes: u64,
+    pub sample: Option<Sampled>,
+    /// With [`VerifyLevel::Restore`]: every disk that was restored.
+    pub restored: Vec<RestoredHash>,
+    /// Damage records that were put.
+    pub recorded: u64,
 }
 
-/// What is known to be bad; both kinds together say whether a place of a chunk is good.
+/// What was found to be bad; both kinds together say whether a place of a chunk is good.
 #[derive(Debug, Default)]
 struct Bad {
     packs: HashSet<PackId>,
     chunks: HashSet<(PackId, ChunkId)>,
+    /// Packs that were read: what was recorded of them before does not matter.
+    read: HashSet<PackId>,
 }
 
 impl Bad {
-    fn has(&self, pack: PackId, chunk: ChunkId) -> bool {
-        self.packs.contains(&pack) || self.chunks.contains(&(pack, chunk))
+    fn has(&self, view: &View, pack: PackId, chunk: ChunkId) -> bool {
+        let found = self.packs.contains(&pack) || self.chunks.contains(&(pack, chunk));
+        found || (!self.read.contains(&pack) && view.is_condemned(pack, &chunk))
     }
 }
 
@@ -87,7 +142,7 @@ impl Findings {
     }
 }
 
-/// Verifies a repository, changing nothing. What is wrong with it are findings, not errors.
+/// Verifies a repository. What is wrong with it are findings, not errors.
 ///
 /// # Errors
 /// [`Error::NotFound`] for a point that is none; a storage that fails for another reason than a bad object;
@@ -97,48 +152,128 @@ pub fn verify(
     options: &VerifyOptions,
     monitor: &dyn Monitor,
 ) -> Result<VerifyReport> {
+    let session = if options.record { record::begin(repository, monitor)? } else { None };
+    let mut attempt = 1;
+    let (mut report, bad, view, points) = loop {
+        let before = repository.segments()?;
+        let verified = verify_once(repository, options, monitor)?;
+        let changed = !verified.0.findings.is_empty() && repository.segments()? != before;
+        if !changed || attempt == MAX_ATTEMPTS {
+            break verified;
+        }
+        attempt += 1;
+        monitor.note("a prune or backup ended meanwhile: looking again at what seems to be missing");
+    };
+    if let Some(session) = session {
+        report.recorded = record::put_damage(repository, &session, &view, &bad)?;
+        record::commit(repository, session, options.level.into(), &points, &report)?;
+    }
+    Ok(report)
+}
+
+type Verified = (VerifyReport, Bad, View, Vec<PointId>);
+
+fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn Monitor) -> Result<Verified> {
     let (catalog, view) = repository.refresh(monitor)?;
-    let points = chosen_points(&catalog, &options.points)?;
+    let all = chosen_points(&catalog, &options.points)?;
+    let points: Vec<&PointEntry> =
+        all.iter().copied().filter(|entry| is_due(&catalog, entry, options)).collect();
+    let skipped_points = (all.len() - points.len()) as u64;
     let mut findings = Findings::default();
-    let mut report = VerifyReport { points: points.len() as u64, ..VerifyReport::default() };
+    let mut report = VerifyReport { points: points.len() as u64, skipped_points, ..VerifyReport::default() };
     for (name, problem) in catalog.problems() {
         findings.at(name.to_string(), problem);
     }
+    let wanted = wanted_packs(repository, &catalog, &view, &points, options, &mut report)?;
     let mut bad = Bad::default();
-    let wanted = if options.points.is_empty() {
-        None
-    } else {
-        Some(points::needed_packs(repository, &view, &points)?)
-    };
+    let scope =
+        Scope { repository, catalog: &catalog, view: &view, wanted: wanted.as_ref(), level: options.level };
     for id in repository.segments()? {
         monitor.check()?;
-        let name = ObjectName::Segment(id);
-        let segment = match repository.load_segment(id) {
-            Ok(segment) => segment,
-            Err(error @ Error::Malformed { .. }) => {
-                findings.at(name.to_string(), &error.to_string());
-                continue;
-            }
-            // deleted by a prune since it was listed
-            Err(Error::NotFound { .. }) => continue,
-            Err(error) => return Err(error),
-        };
-        if catalog.ended(segment.owner) != Some(Ended::Committed) {
-            continue;
-        }
-        check_pack_list(&segment, &view, wanted.as_ref(), &mut findings, &mut report);
-        if options.level == VerifyLevel::Data {
-            let scope = packs::Scope { segment: &segment, view: &view, wanted: wanted.as_ref() };
-            packs::verify_packs(repository, &scope, monitor, &mut bad, &mut findings, &mut report)?;
-        }
+        verify_segment(&scope, id, monitor, &mut bad, &mut findings, &mut report)?;
     }
     if wanted.is_none() {
         check_folders(repository, &mut findings)?;
     }
     let reader = ChunkReader::new(repository, &view);
     points::verify_points(repository, &reader, &points, &bad, monitor, &mut findings, &mut report)?;
+    if options.level == VerifyLevel::Restore {
+        restored::restore_points(repository, &reader, &points, monitor, &mut findings, &mut report)?;
+    }
     report.findings = findings.0.into_values().collect();
-    Ok(report)
+    let damaged: BTreeSet<PointId> =
+        report.findings.iter().flat_map(|finding| &finding.affected).map(|affected| affected.point).collect();
+    report.damaged_points = damaged.into_iter().collect();
+    let points = points.iter().map(|entry| entry.record.id).collect();
+    Ok((report, bad, view, points))
+}
+
+/// Returns true unless a verify of this level has found the point sound lately enough.
+fn is_due(catalog: &Catalog, entry: &PointEntry, options: &VerifyOptions) -> bool {
+    let Some(older_than_ms) = options.older_than_ms else { return true };
+    let state = catalog.verified_state(entry.record.id, options.level.into());
+    !state.is_some_and(|state| state.sound && state.time_ms >= older_than_ms)
+}
+
+/// Returns the packs to read; `None`: all of them.
+fn wanted_packs(
+    repository: &Repository,
+    catalog: &Catalog,
+    view: &View,
+    points: &[&PointEntry],
+    options: &VerifyOptions,
+    report: &mut VerifyReport,
+) -> Result<Option<HashSet<PackId>>> {
+    let everything = options.points.is_empty() && report.skipped_points == 0;
+    let needed = if everything { None } else { Some(points::needed_packs(repository, view, points)?) };
+    let Some(sample) = options.sample else { return Ok(needed) };
+    let is_needed = |id: &PackId| needed.as_ref().is_none_or(|needed| needed.contains(id));
+    let packs: Vec<(PackId, u64)> =
+        view.packs().iter().filter(|(id, _)| is_needed(id)).map(|(id, len)| (*id, *len)).collect();
+    let of_packs = packs.len() as u64;
+    let cursor = catalog.verified().iter().rev().find_map(|(_, record)| record.cursor);
+    let chosen = choose(packs, sample, cursor);
+    report.sample =
+        Some(Sampled { packs: chosen.len() as u64, of_packs, cursor: chosen.last().copied().or(cursor) });
+    Ok(Some(chosen.into_iter().collect()))
+}
+
+/// What is looked at.
+struct Scope<'a> {
+    repository: &'a Repository,
+    catalog: &'a Catalog,
+    view: &'a View,
+    wanted: Option<&'a HashSet<PackId>>,
+    level: VerifyLevel,
+}
+
+fn verify_segment(
+    scope: &Scope<'_>,
+    id: SegmentId,
+    monitor: &dyn Monitor,
+    bad: &mut Bad,
+    findings: &mut Findings,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    let name = ObjectName::Segment(id);
+    let segment = match scope.repository.load_segment(id) {
+        Ok(segment) => segment,
+        Err(error @ Error::Malformed { .. }) => {
+            findings.at(name.to_string(), &error.to_string());
+            return Ok(());
+        }
+        // deleted by a prune since it was listed
+        Err(Error::NotFound { .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if scope.catalog.ended(segment.owner) != Some(Ended::Committed) {
+        return Ok(());
+    }
+    check_pack_list(&segment, scope, bad, findings, report);
+    if scope.level >= VerifyLevel::Packs {
+        packs::verify_packs(scope, &segment, monitor, bad, findings, report)?;
+    }
+    Ok(())
 }
 
 fn chosen_points<'a>(catalog: &'a Catalog, wanted: &[PointId]) -> Result<Vec<&'a PointEntry>> {
@@ -154,19 +289,22 @@ fn chosen_points<'a>(catalog: &'a Catalog, wanted: &[PointId]) -> Result<Vec<&'a
 /// Checks that the packs of a segment are there, at their lengths.
 fn check_pack_list(
     segment: &Segment,
-    view: &View,
-    wanted: Option<&HashSet<PackId>>,
+    scope: &Scope<'_>,
+    bad: &mut Bad,
     findings: &mut Findings,
     report: &mut VerifyReport,
 ) {
     for pack in &segment.packs {
-        if wanted.is_some_and(|wanted| !wanted.contains(&pack.id)) {
+        let len = scope.view.packs().get(&pack.id);
+        // one that is missing is in no sample, and is noticed all the same
+        if len.is_some() && scope.wanted.is_some_and(|wanted| !wanted.contains(&pack.id)) {
             continue;
         }
-        report.packs += 1;
-        match view.packs().get(&pack.id) {
+        report.packs += u64::from(!bad.read.contains(&pack.id));
+        match len {
             None => {
                 findings.at_pack(pack.id, "the pack is missing");
+                bad.packs.insert(pack.id);
             }
             Some(len) if *len != pack.stored_len => {
                 let problem = format!("the pack has {len} bytes, its segment says {}", pack.stored_len);

@@ -1,11 +1,10 @@
 //! Reading packs whole: bytes against the name, chunks against their ids.
 
-use std::collections::HashSet;
 use std::sync::Mutex;
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use super::{Bad, Findings, VerifyReport};
+use super::{Bad, Findings, Scope, VerifyLevel, VerifyReport};
 use crate::chunk;
 use crate::error::{Error, Result};
 use crate::format::limits::MAX_PACK_LEN;
@@ -14,36 +13,28 @@ use crate::format::pack::FrameEntry;
 use crate::format::segment::{Segment, SegmentChunk, SegmentPack};
 use crate::id::{ChunkId, PackId};
 use crate::monitor::Monitor;
-use crate::repo::Repository;
-use crate::repo::view::View;
-
-/// Which packs to read, and what is said of them.
-pub(super) struct Scope<'a> {
-    pub segment: &'a Segment,
-    pub view: &'a View,
-    pub wanted: Option<&'a HashSet<PackId>>,
-}
 
 /// What reading one pack gave.
 #[derive(Debug, Default)]
 struct PackVerdict {
     problem: Option<String>,
+    /// Nothing of it can be read, or it was not looked at chunk by chunk.
+    all_bad: bool,
     bad_chunks: Vec<ChunkId>,
     chunks: u64,
     bytes: u64,
 }
 
-/// Reads every pack of a segment that is there; several at once, each in one sweep.
+/// Reads every pack of a segment that is there, unless it was read before; several at once, each in one sweep.
 pub(super) fn verify_packs(
-    repository: &Repository,
     scope: &Scope<'_>,
+    segment: &Segment,
     monitor: &dyn Monitor,
     bad: &mut Bad,
     findings: &mut Findings,
     report: &mut VerifyReport,
 ) -> Result<()> {
-    let jobs: Vec<(usize, &SegmentPack)> = scope
-        .segment
+    let jobs: Vec<(usize, &SegmentPack)> = segment
         .packs
         .iter()
         .enumerate()
@@ -52,8 +43,8 @@ pub(super) fn verify_packs(
         .collect();
     let total = jobs.iter().map(|(_, pack)| pack.stored_len).sum();
     let task = monitor.start("packs", total);
-    let mut by_pack: Vec<Vec<&SegmentChunk>> = vec![Vec::new(); scope.segment.packs.len()];
-    for chunk in &scope.segment.chunks {
+    let mut by_pack: Vec<Vec<&SegmentChunk>> = vec![Vec::new(); segment.packs.len()];
+    for chunk in &segment.chunks {
         if let Some(list) = by_pack.get_mut(chunk.pack as usize) {
             list.push(chunk);
         }
@@ -62,7 +53,7 @@ pub(super) fn verify_packs(
     jobs.par_iter().try_for_each(|(number, pack)| {
         monitor.check()?;
         let chunks = by_pack.get(*number).map(Vec::as_slice).unwrap_or_default();
-        let verdict = verify_pack(repository, pack, chunks)?;
+        let verdict = verify_pack(scope, pack, chunks)?;
         monitor.advance(task, verdict.bytes);
         if let Ok(mut list) = verdicts.lock() {
             list.push((pack.id, verdict));
@@ -73,15 +64,20 @@ pub(super) fn verify_packs(
     for (pack, verdict) in verdicts.into_inner().unwrap_or_default() {
         report.chunks += verdict.chunks;
         report.bytes += verdict.bytes;
+        bad.read.insert(pack);
         if let Some(problem) = verdict.problem {
             findings.at_pack(pack, &problem).chunks.extend(&verdict.bad_chunks);
+            if verdict.all_bad {
+                bad.packs.insert(pack);
+            }
             bad.chunks.extend(verdict.bad_chunks.into_iter().map(|chunk| (pack, chunk)));
         }
     }
     Ok(())
 }
 
-fn verify_pack(repository: &Repository, pack: &SegmentPack, chunks: &[&SegmentChunk]) -> Result<PackVerdict> {
+fn verify_pack(scope: &Scope<'_>, pack: &SegmentPack, chunks: &[&SegmentChunk]) -> Result<PackVerdict> {
+    let repository = scope.repository;
     let name = ObjectName::Pack(pack.id);
     let mut verdict = PackVerdict::default();
     let bytes = match repository.storage().get(name, MAX_PACK_LEN) {
@@ -89,6 +85,7 @@ fn verify_pack(repository: &Repository, pack: &SegmentPack, chunks: &[&SegmentCh
         Err(Error::Cancelled) => return Err(Error::Cancelled),
         Err(error) => {
             verdict.problem = Some(describe(&error));
+            verdict.all_bad = true;
             verdict.bad_chunks = chunks.iter().map(|chunk| chunk.id).collect();
             return Ok(verdict);
         }
@@ -96,6 +93,13 @@ fn verify_pack(repository: &Repository, pack: &SegmentPack, chunks: &[&SegmentCh
     verdict.bytes = bytes.len() as u64;
     if blake3::hash(&bytes).as_bytes() != pack.id.as_bytes() {
         verdict.problem = Some("its bytes are not those that its name promises".into());
+    }
+    if scope.level == VerifyLevel::Packs {
+        verdict.all_bad = verdict.problem.is_some();
+        if verdict.all_bad {
+            verdict.bad_chunks = chunks.iter().map(|chunk| chunk.id).collect();
+        }
+        return Ok(verdict);
     }
     let mut in_order: Vec<&&SegmentChunk> = chunks.iter().collect();
     in_order.sort_unstable_by_key(|chunk| (chunk.frame, chunk.offset));

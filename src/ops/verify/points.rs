@@ -21,7 +21,7 @@ use crate::repo::{PointEntry, Repository};
 const BATCH_ENTRIES: usize = 1024;
 
 /// Returns the maps of a point with the names of what they map.
-fn maps(record: &PointRecord) -> impl Iterator<Item = (&str, &Manifest)> {
+pub(super) fn maps(record: &PointRecord) -> impl Iterator<Item = (&str, &Manifest)> {
     let disks = record.disks.iter().map(|disk| (disk.target.as_str(), &disk.manifest));
     disks.chain(record.files.iter().map(|file| (file.name.as_str(), &file.manifest)))
 }
@@ -78,7 +78,7 @@ fn affect(finding: &mut Finding, record: &PointRecord, disk: &str, range: ByteRa
     add_range(finding, record.id, &record.domain, disk, range);
 }
 
-fn add_range(finding: &mut Finding, point: PointId, domain: &str, disk: &str, range: ByteRange) {
+pub(super) fn add_range(finding: &mut Finding, point: PointId, domain: &str, disk: &str, range: ByteRange) {
     let known = finding.affected.iter_mut().find(|affected| affected.point == point && affected.disk == disk);
     match known {
         Some(affected) => match affected.ranges.last_mut() {
@@ -132,7 +132,9 @@ impl Walker<'_, '_> {
         for ((range, id, end), places) in pending.into_iter().zip(found) {
             self.chunks += 1;
             let good = |place: &&Location| {
-                place.kind == ChunkKind::Data && u64::from(place.len) >= end && !self.bad.has(place.pack, id)
+                place.kind == ChunkKind::Data
+                    && u64::from(place.len) >= end
+                    && !self.bad.has(self.reader.view(), place.pack, id)
             };
             if places.iter().find(good).is_some() {
                 continue;
@@ -159,7 +161,9 @@ impl Walker<'_, '_> {
         let places = self.reader.locate(&[node.id])?.pop().unwrap_or_default();
         let good: HashSet<PackId> = places
             .iter()
-            .filter(|place| place.kind == ChunkKind::Node && !self.bad.has(place.pack, node.id))
+            .filter(|place| {
+                place.kind == ChunkKind::Node && !self.bad.has(self.reader.view(), place.pack, node.id)
+            })
             .map(|place| place.pack)
             .collect();
         if good.len() < 2 {

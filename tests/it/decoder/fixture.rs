@@ -102,6 +102,7 @@ fn back_up(repository: &Repository, number: usize, predecessor: Option<&PointRec
                 source: &mut source,
                 predecessor: predecessor.map(|point| point.disks[index].manifest),
                 trust_bitmap: false,
+                lost: RangeSet::default(),
                 read_limit: None,
             };
             let taken = ingest(repository, &reader, writer, &mut input, &monitor)?;

@@ -16,7 +16,7 @@ use vmkeep::format::segment::{Segment, SegmentChunk, SegmentPack};
 use vmkeep::format::session::Outcome;
 use vmkeep::id::{KeyDomainId, RepositoryId, SegmentId, SessionId};
 use vmkeep::monitor::Recorder;
-use vmkeep::ops::restore::{ImageFormat, RestoreOptions, RestoreOutput, restore};
+use vmkeep::ops::restore::{ImageFormat, OnDamage, RestoreOptions, RestoreOutput, restore};
 use vmkeep::ops::verify::{VerifyOptions, verify};
 
 use super::document;
@@ -424,6 +424,7 @@ fn the_smallest_repository_is_sound_and_restores() {
         disks: vec![],
         format: ImageFormat::Raw,
         force: false,
+        on_damage: OnDamage::Fail,
         dry_run: false,
     };
     let catalog = repository.catalog(&monitor).unwrap();

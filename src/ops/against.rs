@@ -1,0 +1,240 @@
+//! Comparing a point with a disk: an image that was restored, or the domain itself.
+//!
+//! With a domain, what its dirty bitmap says was written since the point may differ; anything else that differs was
+//! not noticed by the bitmap, or restored wrongly.
+
+use serde::Serialize;
+
+use crate::error::{Context, Error, Result};
+use crate::extent::{ByteRange, Payload, RangeSet};
+use crate::format::limits::BLOCK_LEN;
+use crate::format::node::ChunkKind;
+use crate::format::point::{DiskRecord, PointRecord};
+use crate::manifest::{Cursor, EntryRef};
+use crate::monitor::Monitor;
+use crate::ops::backup::{ImageInput, open_image_input};
+use crate::repo::reader::ChunkReader;
+use crate::repo::{Repository, is_zero};
+use crate::source::DiskSource;
+
+/// Most ranges of one disk that are reported; further ones are only counted.
+const MAX_RANGES: usize = 1000;
+/// A disk that differs in more places is another disk.
+const MAX_PLACES: usize = 1 << 20;
+
+/// What comparing one disk found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Compared {
+    pub disk: String,
+    /// Bytes of the disk at the point, and now.
+    pub size: u64,
+    pub found_size: u64,
+    /// Bytes that were compared.
+    pub compared_bytes: u64,
+    /// Bytes that differ and may: the bitmap says that they were written since.
+    pub written_bytes: u64,
+    /// Bytes in blocks of 4 KiB that differ and should not.
+    pub differing_bytes: u64,
+    /// First byte and length of ranges that differ and should not; the first thousand.
+    pub differing: Vec<(u64, u64)>,
+    /// No bitmap tells what was written since the point.
+    pub untracked: bool,
+}
+
+impl Compared {
+    /// Returns true if nothing differs that should not.
+    pub fn is_same(&self) -> bool {
+        self.differing_bytes == 0 && self.size == self.found_size
+    }
+}
+
+/// Compares one disk of a point with an image, a block device or an export.
+///
+/// # Errors
+/// [`Error::NotFound`] for a disk that the point does not have; content of the point that cannot be read; those of
+/// the image.
+pub fn against_image(
+    repository: &Repository,
+    record: &PointRecord,
+    disk: &str,
+    input: &ImageInput,
+    monitor: &dyn Monitor,
+) -> Result<Compared> {
+    let disk = find(record, disk)?;
+    let (mut source, ..) = open_image_input(input, monitor)?;
+    let (_, view) = repository.refresh(monitor)?;
+    let reader = ChunkReader::new(repository, &view);
+    compare(repository, &reader, disk, source.as_mut(), &RangeSet::default(), monitor)
+}
+
+fn find<'a>(record: &'a PointRecord, name: &str) -> Result<&'a DiskRecord> {
+    let found = record.disks.iter().find(|disk| disk.target == name);
+    found.ok_or_else(|| Error::NotFound { object: format!("disk {name} of point {}", record.id.short()) })
+}
+
+/// Compares all disks of a point that the domain still has with what the domain has on them now.
+///
+/// # Errors
+/// Those of libvirt and of the domain's NBD server; content of the point that cannot be read.
+#[cfg(feature = "libvirt")]
+pub fn against_domain(
+    repository: &Repository,
+    hypervisor: &crate::source::domain::Hypervisor,
+    record: &PointRecord,
+    disk: Option<&str>,
+    domain: &str,
+    monitor: &dyn Monitor,
+) -> Result<Vec<Compared>> {
+    use crate::ops::backup::compare_request;
+    use crate::source::domain::DiskMode;
+
+    let (catalog, view) = repository.refresh(monitor)?;
+    let _lock = repository.lock_domain(domain)?;
+    let request = compare_request(repository, &catalog, &view, record, disk, domain);
+    let mut live = hypervisor.begin(&request, monitor)?;
+    let mut sources = live.take_disks();
+    let reader = ChunkReader::new(repository, &view);
+    let mut reports = Vec::new();
+    let compared = sources.iter_mut().try_for_each(|source| {
+        let Ok(recorded) = find(record, &source.target) else { return Ok(()) };
+        let tracked = matches!(source.mode, DiskMode::Incremental { .. });
+        let written =
+            if tracked { source.source.dirty(monitor)?.unwrap_or_default() } else { RangeSet::default() };
+        let mut report = compare(repository, &reader, recorded, source.source.as_mut(), &written, monitor)?;
+        report.untracked = !tracked;
+        reports.push(report);
+        Ok(())
+    });
+    drop(sources);
+    live.end_job(monitor)?;
+    compared.map(|()| reports)
+}
+
+fn compare(
+    repository: &Repository,
+    reader: &ChunkReader<'_>,
+    disk: &DiskRecord,
+    source: &mut dyn DiskSource,
+    written: &RangeSet,
+    monitor: &dyn Monitor,
+) -> Result<Compared> {
+    let label = source.label();
+    let size = disk.manifest.size.min(source.size());
+    let mut report = Compared {
+        disk: disk.target.clone(),
+        size: disk.manifest.size,
+        found_size: source.size(),
+        ..Compared::default()
+    };
+    let whole = RangeSet::whole(size);
+    let data = source.data(&whole, monitor)?.intersection(&whole);
+    let task = monitor.start(&label, size);
+    let cursor = Cursor::new(repository.geometry(), &disk.manifest, reader)?;
+    let mut comparison = Comparison { reader, cursor, report: &mut report, places: Vec::new() };
+    for range in whole.difference(&data).iter() {
+        comparison.zero(range, monitor)?;
+        monitor.advance(task, range.len());
+    }
+    source.read(&data, monitor, &mut |range, payload| {
+        monitor.check()?;
+        monitor.advance(task, range.len());
+        match payload {
+            Payload::Zero => comparison.zero(range, monitor),
+            Payload::Data(bytes) => comparison.data(range, &bytes),
+        }
+    })?;
+    let places: RangeSet = std::mem::take(&mut comparison.places).into_iter().collect();
+    monitor.finish(task);
+    report.written_bytes = places.intersection(written).total_bytes();
+    let differing = places.difference(written);
+    report.differing_bytes = differing.total_bytes();
+    report.differing = differing.iter().take(MAX_RANGES).map(|range| (range.start(), range.len())).collect();
+    Ok(report)
+}
+
+struct Comparison<'a, 'r> {
+    reader: &'a ChunkReader<'r>,
+    cursor: Cursor<'a>,
+    report: &'a mut Compared,
+    /// Ranges that differ; neighbours are joined.
+    places: Vec<ByteRange>,
+}
+
+impl Comparison<'_, '_> {
+    /// A range of the disk that reads as zero.
+    fn zero(&mut self, range: ByteRange, monitor: &dyn Monitor) -> Result<()> {
+        self.report.compared_bytes += range.len();
+        let held: Vec<(ByteRange, EntryRef)> = self
+            .cursor
+            .entries(range)
+            .filter(|piece| !matches!(piece, Ok((_, EntryRef::Zero))))
+            .collect::<Result<_>>()?;
+        for (piece, entry) in held {
+            monitor.check()?;
+            let kept = self.content(piece, entry)?;
+            self.blocks(piece, |part| kept.get(part).is_some_and(is_zero))?;
+        }
+        Ok(())
+    }
+
+    /// A range of the disk with its content.
+    fn data(&mut self, range: ByteRange, bytes: &[u8]) -> Result<()> {
+        self.report.compared_bytes += range.len();
+        let pieces: Vec<(ByteRange, EntryRef)> = self.cursor.entries(range).collect::<Result<_>>()?;
+        for (piece, entry) in pieces {
+            let start = usize::try_from(piece.start() - range.start()).unwrap_or(usize::MAX);
+            let len = usize::try_from(piece.len()).unwrap_or(usize::MAX);
+            let found = bytes.get(start..start.saturating_add(len)).unwrap_or_default();
+            if entry == EntryRef::Zero {
+                self.blocks(piece, |part| found.get(part).is_some_and(is_zero))?;
+            } else {
+                let kept = self.content(piece, entry)?;
+                self.blocks(piece, |part| found.get(part.clone()) == kept.get(part))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn content(&self, piece: ByteRange, entry: EntryRef) -> Result<Vec<u8>> {
+        let lost = || Error::Damaged(format!("bytes {piece} of the point are lost"));
+        let EntryRef::Chunk { id, offset } = entry else { return Err(lost()) };
+        let chunk =
+            self.reader.read(ChunkKind::Data, id).context(|| format!("bytes {piece} cannot be read"))?;
+        let start = offset as usize;
+        let len = usize::try_from(piece.len()).unwrap_or(usize::MAX);
+        chunk.get(start..start.saturating_add(len)).map(<[u8]>::to_vec).ok_or_else(lost)
+    }
+
+    /// Notes which blocks of a piece are not the `same`.
+    fn blocks(&mut self, piece: ByteRange, same: impl Fn(std::ops::Range<usize>) -> bool) -> Result<()> {
+        let mut position = piece.start();
+        while let Some(rest) = ByteRange::between(position, piece.end()) {
+            let end = rest.end().min((position / BLOCK_LEN + 1) * BLOCK_LEN);
+            let from = usize::try_from(position - piece.start()).unwrap_or(usize::MAX);
+            let to = usize::try_from(end - piece.start()).unwrap_or(usize::MAX);
+            if let (false, Some(block)) = (same(from..to), ByteRange::between(position, end)) {
+                self.note(block)?;
+            }
+            position = end;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, block: ByteRange) -> Result<()> {
+        let count = self.places.len();
+        match self.places.last_mut() {
+            Some(last) if last.end() == block.start() => {
+                *last = ByteRange::between(last.start(), block.end()).unwrap_or(*last);
+            }
+            _ if count >= MAX_PLACES => {
+                return Err(Error::Refused {
+                    object: self.report.disk.clone(),
+                    reason: format!("it differs in more than {MAX_PLACES} places: it is another disk"),
+                    hint: None,
+                });
+            }
+            _ => self.places.push(block),
+        }
+        Ok(())
+    }
+}

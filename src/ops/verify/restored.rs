@@ -1,0 +1,150 @@
+//! Restoring into a hash: what a restore would write is there, in order, every byte once.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use serde::Serialize;
+
+use super::points::{add_range, maps};
+use super::{Findings, VerifyReport};
+use crate::error::{Error, Result};
+use crate::extent::ByteRange;
+use crate::format::name::ObjectName;
+use crate::id::PointId;
+use crate::monitor::Monitor;
+use crate::ops::content::{OnDamage, Sink, read_disk};
+use crate::repo::reader::ChunkReader;
+use crate::repo::{PointEntry, Repository};
+
+/// Zeroes hashed at once, bytes.
+const ZERO_LEN: u64 = 1 << 20;
+
+/// A disk that was restored into a hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RestoredHash {
+    pub point: PointId,
+    /// Target name of the disk, or name of a file kept beside the disks.
+    pub disk: String,
+    /// Bytes.
+    pub size: u64,
+    /// BLAKE3 of the content: `b3sum` of a raw image says the same.
+    pub blake3: String,
+}
+
+/// Restores every disk of the points, reading several batches at once.
+pub(super) fn restore_points(
+    repository: &Repository,
+    reader: &ChunkReader<'_>,
+    points: &[&PointEntry],
+    monitor: &dyn Monitor,
+    findings: &mut Findings,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    for entry in points {
+        let record = &entry.record;
+        for (name, manifest) in maps(record) {
+            let label = format!("{name} of {} {}", record.domain, record.id.short());
+            let task = monitor.start(&label, manifest.size);
+            let sink = Hash::new();
+            let advance = |bytes| monitor.advance(task, bytes);
+            let read = read_disk(repository, reader, manifest, &sink, OnDamage::Fail, monitor, &advance);
+            monitor.finish(task);
+            match read.and_then(|_| sink.finish(manifest.size)) {
+                Ok(blake3) => report.restored.push(RestoredHash {
+                    point: record.id,
+                    disk: name.to_owned(),
+                    size: manifest.size,
+                    blake3,
+                }),
+                Err(Error::Cancelled) => return Err(Error::Cancelled),
+                Err(error) if error.is_damage() => {
+                    let object = ObjectName::Outcome(record.id.into()).to_string();
+                    let finding = findings.at(object, &format!("{name} cannot be restored: {error}"));
+                    let known =
+                        finding.affected.iter().any(|known| known.point == record.id && known.disk == name);
+                    if let Some(whole) = ByteRange::new(0, manifest.size).filter(|_| !known) {
+                        add_range(finding, record.id, &record.domain, name, whole);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts pieces in order and hashes them. Holds what comes early: as much as is in flight.
+struct Hash {
+    state: Mutex<State>,
+}
+
+struct State {
+    hasher: blake3::Hasher,
+    position: u64,
+    early: BTreeMap<u64, Piece>,
+}
+
+enum Piece {
+    Data(Vec<u8>),
+    Zero(u64),
+}
+
+impl Hash {
+    fn new() -> Self {
+        let state = State { hasher: blake3::Hasher::new(), position: 0, early: BTreeMap::new() };
+        Self { state: Mutex::new(state) }
+    }
+
+    fn take(&self, offset: u64, piece: Piece) -> Result<()> {
+        let mut state = self.state.lock().map_err(|_| Error::Cancelled)?;
+        if offset < state.position || state.early.insert(offset, piece).is_some() {
+            return Err(Error::Damaged(format!("byte {offset} is mapped twice")));
+        }
+        let State { hasher, position, early } = &mut *state;
+        while let Some(piece) = early.remove(position) {
+            *position += match piece {
+                Piece::Data(bytes) => {
+                    hasher.update(&bytes);
+                    bytes.len() as u64
+                }
+                Piece::Zero(len) => {
+                    hash_zeroes(hasher, len);
+                    len
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// Returns the hash, if every byte of `size` has come.
+    fn finish(self, size: u64) -> Result<String> {
+        let state = self.state.into_inner().map_err(|_| Error::Cancelled)?;
+        if state.position != size || !state.early.is_empty() {
+            let position = state.position;
+            return Err(Error::Damaged(format!(
+                "the map ends or has a gap at {position}, the disk has {size} bytes"
+            )));
+        }
+        Ok(state.hasher.finalize().to_hex().to_string())
+    }
+}
+
+fn hash_zeroes(hasher: &mut blake3::Hasher, len: u64) {
+    let zeroes = vec![0; usize::try_from(len.min(ZERO_LEN)).unwrap_or(0)];
+    let mut left = len;
+    while left > 0 {
+        let part = usize::try_from(left.min(ZERO_LEN)).unwrap_or(0);
+        hasher.update(zeroes.get(..part).unwrap_or_default());
+        left -= part as u64;
+    }
+}
+
+impl Sink for Hash {
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.take(offset, Piece::Data(bytes.to_vec()))
+    }
+
+    fn zero(&self, range: ByteRange) -> Result<()> {
+        self.take(range.start(), Piece::Zero(range.len()))
+    }
+}
