@@ -7,7 +7,7 @@ use crate::format::codec;
 use crate::format::envelope::{self, ObjectKind};
 use crate::format::point::{PointRecord, PointStats};
 use crate::format::segment::open_own;
-use crate::id::{ChunkId, PackId, PointId, RepositoryId, SessionId};
+use crate::id::{ChunkId, PackId, PointId, RepositoryId, SegmentId, SessionId};
 
 /// What a session is going to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -40,8 +40,8 @@ pub struct SessionRecord {
 pub enum Outcome {
     /// The session made this point, which from now on is complete and durable.
     Point { record: Box<PointRecord>, stats: PointStats },
-    /// The session (a prune) deletes what its mark names.
-    Sweep { packs: Vec<PackId>, points: Vec<PointId> },
+    /// The session (a prune) deletes these: packs and points that its mark names, and segments that its own replace.
+    Sweep { packs: Vec<PackId>, points: Vec<PointId>, segments: Vec<SegmentId> },
     /// The session changed what it was to change; its tombstones and segments count. (Damage records count at once.)
     Done,
     /// The session is over and nothing of it counts.

@@ -110,7 +110,9 @@ fn outcome(repository: &Repository, session: SessionId) -> Result<Outcome> {
 fn outcome_value(outcome: &Outcome) -> Value {
     match outcome {
         Outcome::Point { record, stats } => json!({ "outcome": "point", "record": record, "stats": stats }),
-        Outcome::Sweep { packs, points } => json!({ "outcome": "sweep", "packs": packs, "points": points }),
+        Outcome::Sweep { packs, points, segments } => {
+            json!({ "outcome": "sweep", "packs": packs, "points": points, "segments": segments })
+        }
         Outcome::Done => json!({ "outcome": "done" }),
         Outcome::Hold { point, until_ms, reason } => {
             json!({ "outcome": "hold", "point": point, "until_ms": until_ms, "reason": reason })

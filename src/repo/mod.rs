@@ -50,7 +50,8 @@ const FRAME_TARGET_LEN: u32 = 512 << 10;
 /// Length of a pack in a new repository, bytes.
 const PACK_TARGET_LEN: u64 = 32 << 20;
 /// Bytes of the object that prune gives back first when the storage is full.
-const RESERVE_LEN: usize = 1 << 20;
+const MIN_RESERVE_LEN: u64 = 1 << 20;
+const MAX_RESERVE_LEN: u64 = 64 << 20;
 
 /// What the library may not find out by itself.
 #[derive(Debug, Clone)]
@@ -134,7 +135,7 @@ impl Repository {
         let named = |fault: FormatFault| Error::malformed("the new config", fault);
         config.check().map_err(named)?;
         // the reserve first: a repository exists from the moment that its config does, and is complete then
-        put_reserve(storage.as_ref())?;
+        put_reserve(storage.as_ref(), MIN_RESERVE_LEN)?;
         storage.put_new(ObjectName::Config, &config.to_object().map_err(named)?)?;
         Self::with_config(storage, config, None, environment)
     }
@@ -216,12 +217,19 @@ impl Repository {
         &self.environment
     }
 
-    /// Puts the reserve back once there is space again.
+    /// Puts the reserve back once there is space again, or a longer one in its place. At most 64 MiB are reserved.
     ///
     /// # Errors
     /// Those of the storage.
-    pub fn put_reserve(&self) -> Result<()> {
-        put_reserve(self.storage())
+    pub fn put_reserve(&self, len: u64) -> Result<()> {
+        let len = len.clamp(MIN_RESERVE_LEN, MAX_RESERVE_LEN).next_power_of_two();
+        match self.storage().len(ObjectName::Reserve) {
+            Ok(found) if found >= len => return Ok(()),
+            Ok(_) => self.storage().delete(ObjectName::Reserve)?,
+            Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        put_reserve(self.storage(), len)
     }
 
     /// Reads every outcome and tombstone.
@@ -235,17 +243,17 @@ impl Repository {
 }
 
 /// Puts the reserve unless it is there.
-fn put_reserve(storage: &dyn Storage) -> Result<()> {
-    match storage.put_new(ObjectName::Reserve, &random_filler()?) {
+fn put_reserve(storage: &dyn Storage, len: u64) -> Result<()> {
+    match storage.put_new(ObjectName::Reserve, &random_filler(len)?) {
         Err(Error::Exists { .. }) | Ok(()) => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-fn random_filler() -> Result<Vec<u8>> {
+fn random_filler(len: u64) -> Result<Vec<u8>> {
     // not compressible, so that a file system that compresses or deduplicates keeps it at its length
     let seed: [u8; 32] = random()?;
-    let mut bytes = vec![0; RESERVE_LEN];
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
     blake3::Hasher::new_keyed(&seed).finalize_xof().fill(&mut bytes);
     Ok(bytes)
 }

@@ -136,20 +136,19 @@ impl SessionWriter<'_> {
         Ok(id)
     }
 
-    /// Stores a chunk whatever else is known of it; metadata in two packs.
+    /// Stores a chunk whatever is known of it, each time it is called; metadata in two packs.
     ///
     /// # Errors
     /// As [`SessionWriter::put_data`].
     pub fn copy(&mut self, kind: ChunkKind, id: ChunkId, plain: &[u8]) -> Result<()> {
-        if kind == ChunkKind::Data {
-            return self.put_data(id, plain, None);
+        let (builder, pack) = match kind {
+            ChunkKind::Data => (&mut self.data, PackKind::Data),
+            _ => (&mut self.metadata, PackKind::Metadata),
+        };
+        match builder.push(kind, id, plain)? {
+            Some(frame) => self.send(pack, frame),
+            None => Ok(()),
         }
-        if self.pending.insert(id)
-            && let Some(frame) = self.metadata.push(kind, id, plain)?
-        {
-            self.send(PackKind::Metadata, frame)?;
-        }
-        Ok(())
     }
 
     fn send(&mut self, kind: PackKind, frame: RawFrame) -> Result<()> {

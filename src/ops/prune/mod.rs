@@ -10,6 +10,7 @@
 mod live;
 mod plan;
 mod rewrite;
+mod segments;
 mod sweep;
 
 use std::collections::{HashMap, HashSet};
@@ -18,17 +19,22 @@ use serde::Serialize;
 
 use self::live::Live;
 use self::plan::{Bounds, PackPlan, PackUse, choose};
+use self::segments::{for_each_segment, refuse_unknown};
 use crate::error::{Context, Error, Result};
+use crate::format::limits::SEGMENT_TARGET_CHUNKS;
 use crate::format::name::{Folder, ObjectName};
+use crate::format::point::PointRecord;
 use crate::format::segment::Segment;
 use crate::format::session::{Mark, Outcome, SessionKind};
 use crate::id::{PackId, PointId, SegmentId};
 use crate::monitor::Monitor;
-use crate::repo::catalog::Ended;
 use crate::repo::reader::ChunkReader;
 use crate::repo::session::Session;
 use crate::repo::view::View;
 use crate::repo::{Catalog, Repository};
+
+/// So many small segments stay as they are; more are put together.
+const SMALL_SEGMENTS: usize = 16;
 
 /// How to prune.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +66,8 @@ pub struct PruneReport {
     /// Bytes of new packs and segments.
     pub written_bytes: u64,
     pub deleted_segments: u64,
+    /// Small segments that were put together; they are among the deleted ones.
+    pub merged_segments: u64,
     /// Bytes in packs, before and after.
     pub stored_before_bytes: u64,
     pub stored_after_bytes: u64,
@@ -78,10 +86,26 @@ pub fn prune(repository: &Repository, options: &PruneOptions, monitor: &dyn Moni
             repository.storage().delete(ObjectName::Reserve)?;
             let thrifty = PruneOptions { max_repack_bytes: 0, ..options.clone() };
             let report = prune_once(repository, &thrifty, monitor)?;
-            repository.put_reserve()?;
+            grow_reserve(repository, monitor);
+            Ok(report)
+        }
+        Ok(report) if !options.dry_run => {
+            grow_reserve(repository, monitor);
             Ok(report)
         }
         other => other,
+    }
+}
+
+/// Puts the reserve back, as long as all segments together: so much a prune may have to write before it may delete.
+/// A reserve that cannot be put is no reason to call a prune failed.
+fn grow_reserve(repository: &Repository, monitor: &dyn Monitor) {
+    let grown = repository.storage().list(Folder::Segments).and_then(|segments| {
+        let len = segments.iter().map(|listed| listed.len).sum();
+        repository.put_reserve(len)
+    });
+    if let Err(error) = grown {
+        monitor.note(&format!("the reserve for a full storage could not be put: {error}"));
     }
 }
 
@@ -106,7 +130,7 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
     sweep::clear_marks(repository, session.id(), monitor).context(|| "while ending an earlier prune")?;
     let (catalog, view) = repository.refresh(monitor)?;
     let chosen = choose_all(repository, &catalog, &view, options, monitor)?;
-    if chosen.plan.delete.is_empty() && chosen.plan.repack.is_empty() && chosen.drop.is_empty() {
+    if chosen.is_nothing() {
         session.commit(&Outcome::Done)?;
         sweep::delete_spent(repository, monitor)?;
         return Ok(chosen.report(false));
@@ -156,6 +180,8 @@ fn refuse_second_prune(repository: &Repository, own: &Session) -> Result<()> {
 struct Chosen {
     plan: PackPlan,
     drop: Vec<PointId>,
+    /// Small segments to be put together.
+    merge: HashSet<SegmentId>,
     live_chunks: usize,
     stored_before: u64,
 }
@@ -163,6 +189,10 @@ struct Chosen {
 impl Chosen {
     fn packs(&self) -> impl Iterator<Item = &PackUse> {
         self.plan.delete.iter().chain(&self.plan.repack)
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.packs().next().is_none() && self.drop.is_empty() && self.merge.is_empty()
     }
 
     fn report(&self, dry_run: bool) -> PruneReport {
@@ -183,6 +213,7 @@ impl Chosen {
             repacked_bytes: repacked,
             written_bytes: 0,
             deleted_segments: 0,
+            merged_segments: self.merge.len() as u64,
             stored_before_bytes: self.stored_before,
             stored_after_bytes: (self.stored_before + kept).saturating_sub(deleted + repacked),
             dry_run,
@@ -204,10 +235,19 @@ fn choose_all(
     let records = kept.filter(|record| !drop.contains(&record.id));
     let mut live = Live::of(repository, &reader, records, monitor)?;
     let mut uses: HashMap<PackId, PackUse> = HashMap::new();
-    for_each_segment(repository, catalog, monitor, &mut |_, segment| {
+    let mut small = HashSet::new();
+    let unreadable = for_each_segment(repository, catalog, monitor, &mut |id, segment| {
         add_uses(segment, view, &mut live, &mut uses);
+        if segment.chunks.len() < SEGMENT_TARGET_CHUNKS / 4 {
+            small.insert(id);
+        }
         Ok(())
     })?;
+    refuse_unknown(&unreadable, &uses.keys().copied().collect(), view)?;
+    for id in view.damaged_packs() {
+        // what is left of it is written anew, and the record of its damage goes with it
+        uses.entry(id).and_modify(|pack| pack.is_damaged = true);
+    }
     if repository.open_sessions()?.iter().all(|session| is_prune(session.record.as_ref())) {
         // packs that no segment speaks of: nobody is at work, so they are what killed sessions left
         for (id, len) in view.packs() {
@@ -217,9 +257,12 @@ fn choose_all(
                 stored_len: *len,
                 raw_len: 0,
                 live_len: 0,
+                is_damaged: false,
             });
         }
     }
+    let merge =
+        if small.len() > SMALL_SEGMENTS && options.max_repack_bytes > 0 { small } else { HashSet::new() };
     let bounds = Bounds {
         max_unused_permille: options.max_unused_permille,
         max_repack: options.max_repack_bytes,
@@ -228,6 +271,7 @@ fn choose_all(
     Ok(Chosen {
         plan: choose(uses.into_values().collect(), bounds),
         drop,
+        merge,
         live_chunks: live.len(),
         stored_before: view.packs().values().sum(),
     })
@@ -244,15 +288,15 @@ fn droppable(repository: &Repository, catalog: &Catalog) -> Vec<PointId> {
     forgotten.filter(|id| catalog.held(*id, now_ms).is_none()).collect()
 }
 
-/// Counts what of a segment's packs is needed there. A copy beyond those needed is not.
+/// Counts what of a segment's packs is needed there. A copy beyond those needed is not; a pack that is not there any
+/// more has nothing, so that what speaks of it goes too.
 fn add_uses(segment: &Segment, view: &View, live: &mut Live, uses: &mut HashMap<PackId, PackUse>) {
-    let mut counted: Vec<Option<(u64, u64)>> = segment
-        .packs
-        .iter()
-        .map(|pack| (view.packs().contains_key(&pack.id) && !uses.contains_key(&pack.id)).then_some((0, 0)))
-        .collect();
+    let mut counted: Vec<Option<(u64, u64)>> =
+        segment.packs.iter().map(|pack| (!uses.contains_key(&pack.id)).then_some((0, 0))).collect();
     for chunk in &segment.chunks {
-        if let Some(Some((raw, needed))) = counted.get_mut(chunk.pack as usize) {
+        let there =
+            segment.packs.get(chunk.pack as usize).is_some_and(|pack| view.packs().contains_key(&pack.id));
+        if let (true, Some(Some((raw, needed)))) = (there, counted.get_mut(chunk.pack as usize)) {
             *raw += u64::from(chunk.len);
             if live.found(&chunk.id) {
                 *needed += u64::from(chunk.len);
@@ -261,8 +305,9 @@ fn add_uses(segment: &Segment, view: &View, live: &mut Live, uses: &mut HashMap<
     }
     for (pack, lens) in segment.packs.iter().zip(counted) {
         let Some((raw_len, live_len)) = lens else { continue };
-        let (id, kind, stored_len) = (pack.id, pack.kind, pack.stored_len);
-        uses.insert(id, PackUse { id, kind, stored_len, raw_len, live_len });
+        let (id, kind) = (pack.id, pack.kind);
+        let stored_len = view.packs().get(&id).copied().unwrap_or(0);
+        uses.insert(id, PackUse { id, kind, stored_len, raw_len, live_len, is_damaged: false });
     }
 }
 
@@ -276,32 +321,13 @@ fn refuse_unreadable(catalog: &Catalog) -> Result<()> {
     }
 }
 
-/// Calls `each` with every segment that counts.
-///
-/// # Errors
-/// A segment that cannot be read, since what it lists would look unused.
-fn for_each_segment(
-    repository: &Repository,
-    catalog: &Catalog,
-    monitor: &dyn Monitor,
-    each: &mut dyn FnMut(SegmentId, &Segment) -> Result<()>,
-) -> Result<()> {
-    for id in repository.segments()? {
-        monitor.check()?;
-        let segment = repository.load_segment(id)?;
-        if catalog.ended(segment.owner) == Some(Ended::Committed) {
-            each(id, &segment)?;
-        }
-    }
-    Ok(())
-}
-
 /// A sweep that was decided.
 #[derive(Debug)]
 struct Sweep {
     session: crate::id::SessionId,
     packs: Vec<PackId>,
     points: Vec<PointId>,
+    segments: Vec<SegmentId>,
 }
 
 /// Steps 3 to 5: returns what may be deleted now, and the bytes written.
@@ -319,17 +345,30 @@ fn rewrite_and_commit(
     let forgotten: HashSet<PointId> = droppable(repository, &catalog).into_iter().collect();
     let points: Vec<PointId> = mark.points.iter().filter(|id| forgotten.contains(id)).copied().collect();
     let dropped: HashSet<PointId> = points.iter().copied().collect();
-    let kept = catalog.points().iter().chain(catalog.forgotten());
-    let records = kept.map(|entry| &entry.record).filter(|record| !dropped.contains(&record.id));
+    let all = catalog.points().iter().chain(catalog.forgotten()).map(|entry| &entry.record);
+    let mut kept: Vec<&PointRecord> = all.filter(|record| !dropped.contains(&record.id)).collect();
+    kept.sort_by_key(|record| (record.time_ms, record.id));
     let reader = ChunkReader::new(repository, &view);
-    let live = Live::of(repository, &reader, records, monitor)?;
+    let live = Live::of(repository, &reader, kept.iter().copied(), monitor)?;
     let marked: HashSet<PackId> = mark.packs.iter().copied().collect();
-    let scope = rewrite::Scope { catalog: &catalog, view: &view, marked: &marked, dropped: &dropped };
-    let written_bytes = rewrite::rewrite(repository, &reader, &session, &scope, live, chosen, monitor)?;
+    let scope = rewrite::Scope {
+        catalog: &catalog,
+        view: &view,
+        kept: &kept,
+        marked: &marked,
+        dropped: &dropped,
+        merged: &chosen.merge,
+    };
+    let rewritten = rewrite::rewrite(repository, &reader, &session, &scope, live, chosen, monitor)?;
     monitor.check()?;
     let id = session.id();
-    session.commit(&Outcome::Sweep { packs: mark.packs.clone(), points: points.clone() })?;
-    Ok((Sweep { session: id, packs: mark.packs.clone(), points }, written_bytes))
+    let (packs, segments) = (mark.packs.clone(), rewritten.replaced);
+    session.commit(&Outcome::Sweep {
+        packs: packs.clone(),
+        points: points.clone(),
+        segments: segments.clone(),
+    })?;
+    Ok((Sweep { session: id, packs, points, segments }, rewritten.bytes))
 }
 
 #[cfg(test)]

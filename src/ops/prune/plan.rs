@@ -13,6 +13,8 @@ pub(super) struct PackUse {
     /// Plaintext of its chunks, and of those of them that are needed here. Bytes.
     pub raw_len: u64,
     pub live_len: u64,
+    /// Something of it is recorded as damaged: what is left is written anew in any case.
+    pub is_damaged: bool,
 }
 
 impl PackUse {
@@ -65,7 +67,7 @@ pub(super) fn choose(mut packs: Vec<PackUse>, bounds: Bounds) -> PackPlan {
     let mut budget = bounds.max_repack;
     let mut stay = Vec::new();
     for pack in keep {
-        let wanted = pack.unused_len() > 0 && unused > allowed;
+        let wanted = pack.is_damaged || (pack.unused_len() > 0 && unused > allowed);
         if wanted && pack.stored_len <= budget {
             budget -= pack.stored_len;
             unused -= pack.unused_len().min(unused);
@@ -100,6 +102,7 @@ mod tests {
             stored_len: stored,
             raw_len: stored * 2,
             live_len: stored * 2 * live_percent / 100,
+            is_damaged: false,
         }
     }
 
@@ -128,6 +131,13 @@ mod tests {
         let packs = vec![pack(1, 1000, 10), pack(2, 1000, 20), pack(3, 400, 30)];
         let plan = choose(packs, Bounds { max_repack: 1500, ..BOUNDS });
         assert_eq!(ids(&plan.repack), [1, 3]);
+    }
+
+    #[test]
+    fn a_damaged_pack_is_written_anew_however_full_it_is() {
+        let damaged = PackUse { is_damaged: true, ..pack(2, 1000, 100) };
+        let plan = choose(vec![pack(1, 1000, 100), damaged], BOUNDS);
+        assert_eq!((ids(&plan.delete), ids(&plan.repack)), (vec![], vec![2]));
     }
 
     #[test]

@@ -1,43 +1,60 @@
 //! Writing anew what is live of packs that are to go, and the segments that speak of what stays.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use super::live::Live;
-use super::{Chosen, for_each_segment};
+use super::Chosen;
+use super::live::{Live, record_copy};
+use super::segments::{for_each_segment, refuse_unknown};
 use crate::error::{Context, Error, Result};
+use crate::extent::ByteRange;
 use crate::format::limits::SEGMENT_TARGET_CHUNKS;
+use crate::format::node::ChunkKind;
+use crate::format::point::PointRecord;
 use crate::format::segment::{Segment, SegmentChunk, SegmentPack};
-use crate::id::{PackId, PointId, SessionId};
+use crate::id::{ChunkId, PackId, PointId, SegmentId, SessionId};
 use crate::index::Location;
-use crate::monitor::Monitor;
+use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
+use crate::monitor::{Monitor, TaskId};
 use crate::repo::reader::ChunkReader;
 use crate::repo::session::Session;
 use crate::repo::view::View;
 use crate::repo::writer::{SessionWriter, put_segment, write_session};
 use crate::repo::{Catalog, Repository};
 
+/// Entries that are looked at together.
+const BATCH_ENTRIES: usize = 1024;
+
 /// What is to go.
 pub(super) struct Scope<'a> {
     pub catalog: &'a Catalog,
     pub view: &'a View,
+    /// The points that stay.
+    pub kept: &'a [&'a PointRecord],
     pub marked: &'a HashSet<PackId>,
     pub dropped: &'a HashSet<PointId>,
+    /// Small segments that become one.
+    pub merged: &'a HashSet<SegmentId>,
 }
 
 impl Scope<'_> {
-    /// Returns true if a segment is deleted by the sweep: it speaks of a pack that goes, or its owner does.
-    pub(super) fn replaces(&self, segment: &Segment) -> bool {
-        is_swept(segment, self.marked, self.dropped)
+    /// Returns true if the sweep deletes a segment: it speaks of a pack that goes, its owner goes, or it is merged.
+    fn replaces(&self, id: SegmentId, segment: &Segment) -> bool {
+        self.merged.contains(&id)
+            || self.dropped.contains(&PointId::from(segment.owner))
+            || segment.packs.iter().any(|pack| self.marked.contains(&pack.id))
     }
 }
 
-/// The rule by which whoever finds a sweep knows which segments go with it.
-pub(super) fn is_swept(segment: &Segment, packs: &HashSet<PackId>, points: &HashSet<PointId>) -> bool {
-    points.contains(&PointId::from(segment.owner))
-        || segment.packs.iter().any(|pack| packs.contains(&pack.id))
+/// What was written, and what may go for it.
+#[derive(Debug, Default)]
+pub(super) struct Rewritten {
+    /// Bytes of packs and segments.
+    pub bytes: u64,
+    /// The segments that say nothing any more that others do not.
+    pub replaced: Vec<SegmentId>,
 }
 
-/// Writes packs and segments; returns how many bytes.
+/// Writes packs and segments.
 ///
 /// # Errors
 /// [`Error::Damaged`] if a live chunk is nowhere.
@@ -49,18 +66,18 @@ pub(super) fn rewrite(
     mut live: Live,
     chosen: &Chosen,
     monitor: &dyn Monitor,
-) -> Result<u64> {
+) -> Result<Rewritten> {
     live.recount();
     let mut seen = HashSet::new();
-    for_each_segment(repository, scope.catalog, monitor, &mut |_, segment| {
+    let unreadable = for_each_segment(repository, scope.catalog, monitor, &mut |_, segment| {
         note_what_stays(segment, scope, &mut seen, &mut live);
         Ok(())
     })?;
-    let task = monitor.start("repack", chosen.plan.repack.iter().map(|pack| pack.stored_len).sum());
+    refuse_unknown(&unreadable, &seen, scope.view)?;
+    let task = monitor.start("repack", chosen.plan.repack.iter().map(|pack| pack.live_len).sum());
     let ((), written) = write_session(repository, reader, session.id(), |writer| {
-        for_each_segment(repository, scope.catalog, monitor, &mut |_, segment| {
-            repack(reader, writer, segment, scope, &mut live, &|bytes| monitor.advance(task, bytes), monitor)
-        })
+        let mut repack = Repack { reader, writer, live: &mut live, monitor, task, pending: Vec::new() };
+        repack.all(repository, scope.kept)
     })?;
     monitor.finish(task);
     let missing = live.missing();
@@ -71,11 +88,16 @@ pub(super) fn rewrite(
     }
     let number = u32::try_from(written.segments.len()).unwrap_or(u32::MAX);
     let mut survivors = Survivors::new(repository, session.id(), number);
-    for_each_segment(repository, scope.catalog, monitor, &mut |_, segment| {
-        if scope.replaces(segment) { survivors.take(segment, scope) } else { Ok(()) }
+    let mut replaced = unreadable;
+    for_each_segment(repository, scope.catalog, monitor, &mut |id, segment| {
+        if scope.replaces(id, segment) {
+            replaced.push(id);
+            return survivors.take(segment, scope);
+        }
+        Ok(())
     })?;
     survivors.finish()?;
-    Ok(written.data_bytes + written.metadata_bytes + survivors.bytes)
+    Ok(Rewritten { bytes: written.data_bytes + written.metadata_bytes + survivors.bytes, replaced })
 }
 
 /// Returns where a chunk of a segment is.
@@ -100,44 +122,89 @@ fn note_what_stays(segment: &Segment, scope: &Scope<'_>, seen: &mut HashSet<Pack
     }
 }
 
-/// Copies what is live and nowhere else out of a segment's marked packs, each pack in its own order.
-fn repack(
-    reader: &ChunkReader<'_>,
-    writer: &mut SessionWriter<'_>,
-    segment: &Segment,
-    scope: &Scope<'_>,
-    live: &mut Live,
-    advance: &dyn Fn(u64),
-    monitor: &dyn Monitor,
-) -> Result<()> {
-    if !segment.packs.iter().any(|pack| scope.marked.contains(&pack.id)) {
-        return Ok(());
-    }
-    let mut by_pack: HashMap<u32, Vec<&SegmentChunk>> = HashMap::new();
-    for chunk in segment.chunks.iter().filter(|chunk| live.lacks(&chunk.id)) {
-        by_pack.entry(chunk.pack).or_default().push(chunk);
-    }
-    for (number, pack) in (0u32..).zip(&segment.packs) {
-        if !scope.marked.contains(&pack.id) || !scope.view.packs().contains_key(&pack.id) {
-            continue;
-        }
-        let mut chunks = by_pack.remove(&number).unwrap_or_default();
-        chunks.sort_unstable_by_key(|chunk| (chunk.frame, chunk.offset));
-        for chunk in chunks {
-            monitor.check()?;
-            if !live.lacks(&chunk.id) {
-                continue;
+/// Copies what is live and has too few good copies in packs that stay, in the order of the newest disks: what is
+/// restored together stands together.
+struct Repack<'a, 'r, 'w> {
+    reader: &'a ChunkReader<'r>,
+    writer: &'a mut SessionWriter<'w>,
+    live: &'a mut Live,
+    monitor: &'a dyn Monitor,
+    task: TaskId,
+    pending: Vec<ChunkId>,
+}
+
+impl Repack<'_, '_, '_> {
+    /// `points` are oldest first.
+    fn all(&mut self, repository: &Repository, points: &[&PointRecord]) -> Result<()> {
+        let mut walked = HashSet::new();
+        let reader = self.reader;
+        for record in points.iter().rev() {
+            for manifest in record.manifests() {
+                let mut visitor = RepackVisitor { repack: self, walked: &mut walked };
+                walk(repository.geometry(), manifest, reader, &mut visitor)?;
+                self.flush()?;
             }
-            let places: Vec<Location> = location(pack, chunk).into_iter().collect();
-            let content = reader
-                .read_at(chunk.kind, chunk.id, &places)
-                .context(|| format!("while writing anew what is needed of pack {}", pack.id))?;
-            writer.copy(chunk.kind, chunk.id, &content)?;
-            live.settle(&chunk.id);
+            for (id, plain) in record_copy(repository, record)? {
+                if self.live.lacks(&id) {
+                    self.writer.copy(ChunkKind::Point, id, &plain)?;
+                    self.live.settle(&id);
+                }
+            }
         }
-        advance(pack.stored_len);
+        Ok(())
     }
-    Ok(())
+
+    fn copy(&mut self, kind: ChunkKind, id: ChunkId, places: &[Location]) -> Result<()> {
+        self.monitor.check()?;
+        let content =
+            self.reader.read_at(kind, id, places).context(|| format!("while writing chunk {id} anew"))?;
+        self.writer.copy(kind, id, &content)?;
+        self.live.settle(&id);
+        self.monitor.advance(self.task, content.len() as u64);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let ids = std::mem::take(&mut self.pending);
+        for (id, places) in ids.iter().zip(self.reader.locate(&ids)?) {
+            // the same chunk may be pending twice
+            if self.live.lacks(id) {
+                self.copy(ChunkKind::Data, *id, &places)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct RepackVisitor<'v, 'a, 'r, 'w> {
+    repack: &'v mut Repack<'a, 'r, 'w>,
+    walked: &'v mut HashSet<ChunkId>,
+}
+
+impl Visitor for RepackVisitor<'_, '_, '_, '_> {
+    fn node(&mut self, node: NodeAt) -> Result<bool> {
+        self.repack.monitor.check()?;
+        if !self.walked.insert(node.id) {
+            return Ok(false);
+        }
+        if self.repack.live.lacks(&node.id) {
+            let places = self.repack.reader.locate(&[node.id])?.pop().unwrap_or_default();
+            self.repack.copy(ChunkKind::Node, node.id, &places)?;
+        }
+        Ok(true)
+    }
+
+    fn entry(&mut self, _range: ByteRange, entry: EntryRef) -> Result<()> {
+        if let EntryRef::Chunk { id, .. } = entry
+            && self.repack.live.lacks(&id)
+        {
+            self.repack.pending.push(id);
+            if self.repack.pending.len() >= BATCH_ENTRIES {
+                return self.repack.flush();
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Collects the packs that stay out of segments that go.

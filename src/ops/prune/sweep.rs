@@ -3,12 +3,11 @@
 use std::collections::HashSet;
 
 use super::Sweep;
-use super::rewrite::is_swept;
 use crate::error::{Error, Result};
 use crate::format::envelope::ObjectKind;
 use crate::format::name::{Folder, ObjectName};
 use crate::format::session::Outcome;
-use crate::id::{PackId, PointId, SessionId};
+use crate::id::{PackId, SegmentId, SessionId};
 use crate::monitor::Monitor;
 use crate::repo::Repository;
 
@@ -16,18 +15,11 @@ use crate::repo::Repository;
 pub(super) fn carry_out(repository: &Repository, sweep: &Sweep, monitor: &dyn Monitor) -> Result<u64> {
     let storage = repository.storage();
     let packs: HashSet<PackId> = sweep.packs.iter().copied().collect();
-    let points: HashSet<PointId> = sweep.points.iter().copied().collect();
+    let listed: HashSet<SegmentId> = repository.segments()?.into_iter().collect();
     let mut deleted_segments = 0;
-    for id in repository.segments()? {
-        let segment = match repository.load_segment(id) {
-            Ok(segment) => segment,
-            Err(Error::NotFound { .. } | Error::Malformed { .. }) => continue,
-            Err(error) => return Err(error),
-        };
-        if segment.owner != sweep.session && is_swept(&segment, &packs, &points) {
-            storage.delete(ObjectName::Segment(id))?;
-            deleted_segments += 1;
-        }
+    for id in sweep.segments.iter().filter(|id| listed.contains(*id)) {
+        storage.delete(ObjectName::Segment(*id))?;
+        deleted_segments += 1;
     }
     storage.sync_deletes(Folder::Segments)?;
     let task = monitor.start("delete", 0);
@@ -84,9 +76,9 @@ pub(super) fn clear_marks(repository: &Repository, own: SessionId, monitor: &dyn
         let outcome =
             Outcome::from_object(&bytes, repository.id()).map_err(|fault| Error::malformed(name, fault))?;
         match outcome {
-            Outcome::Sweep { packs, points } => {
+            Outcome::Sweep { packs, points, segments } => {
                 monitor.note("finishing what an earlier prune had decided to delete");
-                carry_out(repository, &Sweep { session, packs, points }, monitor)?;
+                carry_out(repository, &Sweep { session, packs, points, segments }, monitor)?;
             }
             _ => delete_mark(repository, session)?,
         }

@@ -390,6 +390,7 @@ fn outcome(body: &[u8]) -> Result<Outcome, Fault> {
         1 => {
             let _packs: Vec<Id> = cursor.list(Cursor::array)?;
             let _points: Vec<Sid> = cursor.list(Cursor::array)?;
+            let _segments: Vec<Id> = cursor.list(Cursor::array)?;
             Outcome::Sweep
         }
         2 => Outcome::Done,

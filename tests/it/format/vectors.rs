@@ -18,7 +18,7 @@ use vmkeep::format::segment::{Segment, SegmentChunk, SegmentPack};
 use vmkeep::format::session::{
     Damage, Mark, Outcome, SessionKind, SessionRecord, Tombstone, VerifiedLevel, VerifiedRecord,
 };
-use vmkeep::id::{ChunkId, KeyDomainId, PackId, PointId, RepositoryId, SessionId};
+use vmkeep::id::{ChunkId, KeyDomainId, PackId, PointId, RepositoryId, SegmentId, SessionId};
 
 use super::document;
 
@@ -383,9 +383,10 @@ fn outcomes() {
     assert_eq!(Outcome::from_object(&object, REPOSITORY).unwrap(), outcome);
 
     let points = vec![PointId::from_bytes([0x44; 16]), PointId::from_bytes([0x45; 16])];
+    let segment_id = SegmentId::from_bytes([0xb1; 32]);
     assert_encodes(
-        &Outcome::Sweep { packs: vec![pack_id(0xa1)], points },
-        "01000000 0100000000000000 a1*32 0200000000000000 44*16 45*16",
+        &Outcome::Sweep { packs: vec![pack_id(0xa1)], points, segments: vec![segment_id] },
+        "01000000 0100000000000000 a1*32 0200000000000000 44*16 45*16 0100000000000000 b1*32",
     );
     assert_encodes(&Outcome::Done, "02000000");
     assert_encodes(
