@@ -15,6 +15,7 @@ mod output;
 mod points;
 mod progress;
 mod prune;
+mod repair;
 mod restore;
 mod show;
 mod signals;
@@ -120,6 +121,9 @@ enum Command {
     /// Check the repository without changing it
     #[command(visible_alias = "check")]
     Verify(verify::Args),
+    /// Look for what is lost and store it again
+    #[command(subcommand)]
+    Repair(repair::Command),
     /// Print a decoded object or the content of a chunk
     Cat(cat::Args),
     /// Look at the settings
@@ -175,6 +179,7 @@ fn dispatch(command: &Command, app: &App) -> Result<Exit> {
         Command::Undelete(args) => hold::run_undelete(args, app),
         Command::Prune(args) => prune::run(args, app),
         Command::Verify(args) => verify::run(args, app),
+        Command::Repair(command) => repair::run(command, app),
         Command::Cat(args) => cat::run(args, app),
         Command::Config(command) => config::run(command, app),
         Command::Completions(args) => completions::run(args, app),

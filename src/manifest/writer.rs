@@ -105,6 +105,11 @@ impl<'a> TreeWriter<'a> {
         Ok(writer)
     }
 
+    /// Returns the disk's size, bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Replaces a leaf. Leaves come in ascending order of their numbers; `entries` cover the leaf's range exactly (up to
     /// the disk's end), in any split: zeroes and neighbours in one chunk are joined.
     ///

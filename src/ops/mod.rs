@@ -12,6 +12,7 @@ pub mod levels;
 pub mod points;
 pub mod prune;
 mod record;
+pub mod repair;
 pub mod restore;
 pub mod retention;
 pub mod select;

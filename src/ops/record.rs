@@ -203,7 +203,7 @@ pub(super) fn record_point(
 }
 
 /// Fails if a prune that began meanwhile is about to delete a pack that this session relies on.
-fn check_marks(repository: &Repository, reused: &HashSet<PackId>) -> Result<()> {
+pub(super) fn check_marks(repository: &Repository, reused: &HashSet<PackId>) -> Result<()> {
     let marks = Marks::load(repository.storage(), repository.id())?;
     match reused.iter().find(|pack| marks.packs.contains(pack)) {
         None => Ok(()),

@@ -29,6 +29,11 @@ impl MemoryStorage {
         }
     }
 
+    /// Returns a copy that does not share its objects.
+    pub fn snapshot(&self) -> Self {
+        Self { objects: Arc::new(Mutex::new(self.objects().clone())) }
+    }
+
     fn objects(&self) -> MutexGuard<'_, Objects> {
         // no call leaves the map half changed
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)

@@ -250,7 +250,7 @@ fn json_is_as_its_schema_says() {
     let image = kept.image.to_str().unwrap();
     let target = kept.vmkeep.path("out");
     let target = target.to_str().unwrap();
-    let commands: [(&str, &[&str]); 28] = [
+    let commands: [(&str, &[&str]); 31] = [
         ("backup", &["backup", "--file", image, "--name", "web"]),
         ("backup", &["backup", "--file", image, "--name", "web", "-n", "-l", "full"]),
         ("points", &["points"]),
@@ -277,6 +277,9 @@ fn json_is_as_its_schema_says() {
         ("verify", &["verify", "--sample", "1/2"]),
         ("verify", &["verify", "--packs", "--older-than", "1d"]),
         ("verify", &["verify", second, "--restore"]),
+        ("repair", &["repair", "index"]),
+        ("repair", &["repair", "packs"]),
+        ("repair", &["repair", "points"]),
         ("against", &["verify", second, "--against", image]),
         ("version", &["version"]),
     ];

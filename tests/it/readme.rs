@@ -222,7 +222,7 @@ fn links_lead_somewhere() {
 fn what_is_wrong_is_noticed() {
     for wrong in [
         "vmkeep backup --encrypt web01",
-        "vmkeep repair",
+        "vmkeep repair disks",
         "vmkeep -r /x backup -l full --keep",
         "vmkeep config edit",
     ] {

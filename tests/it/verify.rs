@@ -209,3 +209,48 @@ fn a_point_is_compared_with_an_image() {
     assert_eq!(said["disks"][0]["found_size"], 7 * MIB);
     kept.vmkeep.fails(&["verify", &kept.points[1], "--against", "/no/such"], 1);
 }
+
+#[test]
+fn repair_brings_back_what_is_somewhere_else() {
+    let kept = Kept::new(3);
+    let copy = kept.vmkeep.path("copy");
+    let status = std::process::Command::new("cp").arg("-a").arg(kept.vmkeep.repository()).arg(&copy).status();
+    assert!(status.unwrap().success());
+    for pack in kept.packs() {
+        fs::remove_file(pack).unwrap();
+    }
+    assert_eq!(kept.verify(&[]).1, 4);
+    let (said, code) = kept.vmkeep.json_with_code(&["repair", "packs"]);
+    assert_eq!(code, 4, "{said}");
+    let from = copy.to_str().unwrap();
+    let (dry, _) = kept.vmkeep.json_with_code(&["repair", "packs", "--from", from, "-n"]);
+    assert!(dry["from_repository"].as_u64().unwrap() > 0);
+    let (said, code) = kept.vmkeep.json_with_code(&["repair", "packs", "--from", from]);
+    assert_eq!((code, &said["lost"]), (0, &0.into()), "{said}");
+    kept.vmkeep.ok(&["prune"]);
+    assert_eq!(kept.verify(&[]).1, 0);
+    kept.assert_all_restore();
+}
+
+#[test]
+fn what_stays_lost_is_said_by_a_repaired_point() {
+    let kept = Kept::new(2);
+    fs::remove_file(kept.packs().pop().unwrap()).unwrap();
+    let pack = kept.packs().swap_remove(0);
+    flip(&pack, 2 << 20);
+    kept.verify(&[]);
+    let (said, code) = kept.vmkeep.json_with_code(&["repair", "points"]);
+    assert_eq!(code, 0, "{said}");
+    let made = said["points"].as_array().unwrap();
+    assert!(!made.is_empty());
+    let id = made[0]["repaired"].as_str().unwrap();
+    let target = kept.vmkeep.path("out");
+    let output = target.to_str().unwrap();
+    kept.vmkeep.fails(&["restore", id, "-o", output], 4);
+    let (said, code) = kept.vmkeep.json_with_code(&["restore", id, "-o", output, "--on-damage", "zero"]);
+    let missing: u64 =
+        said["disks"][0]["missing"].as_array().unwrap().iter().map(|range| range[1].as_u64().unwrap()).sum();
+    assert_eq!((code, missing), (4, made[0]["lost_bytes"].as_u64().unwrap()));
+    let map = fs::read_to_string(target.join("vda.missing")).unwrap();
+    assert_eq!(map.lines().count(), said["disks"][0]["missing"].as_array().unwrap().len());
+}

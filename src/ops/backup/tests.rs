@@ -140,6 +140,11 @@ impl World {
         Self { storage, repository, disks: disks.collect(), kept: Vec::new(), checkpoints: 0 }
     }
 
+    /// Returns what a disk holds now.
+    pub fn content(&self, no: usize) -> &[u8] {
+        &self.disks.values().nth(no).unwrap().content
+    }
+
     fn disk(&mut self, no: usize) -> &mut Disk {
         let no = no % self.disks.len();
         self.disks.values_mut().nth(no).unwrap()

@@ -180,7 +180,7 @@ fn refuse_second_prune(repository: &Repository, own: &Session) -> Result<()> {
 struct Chosen {
     plan: PackPlan,
     drop: Vec<PointId>,
-    /// Small segments to be put together.
+    /// Small segments to be put together, and some that cannot be read and have nothing to say.
     merge: HashSet<SegmentId>,
     live_chunks: usize,
     stored_before: u64,
@@ -261,8 +261,9 @@ fn choose_all(
             });
         }
     }
-    let merge =
+    let mut merge =
         if small.len() > SMALL_SEGMENTS && options.max_repack_bytes > 0 { small } else { HashSet::new() };
+    merge.extend(unreadable);
     let bounds = Bounds {
         max_unused_permille: options.max_unused_permille,
         max_repack: options.max_repack_bytes,
