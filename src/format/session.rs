@@ -95,6 +95,9 @@ pub struct Tombstone {
     pub time_ms: i64,
 }
 
+/// Stands in a damage record for bytes of the pack that belong to no chunk.
+pub const OUTSIDE_CHUNKS: ChunkId = ChunkId::from_bytes([0; 32]);
+
 /// `bad/<pack id>.<sid>`: chunks of that pack known to be bad; empty = the whole pack.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Damage {

@@ -108,6 +108,11 @@ pub(super) fn check_owner(name: ObjectName, found: RepositoryId, expected: Repos
     Err(Error::malformed(name, fault))
 }
 
+/// A pack that is not there makes a chunk missing; anything else is a fault of its own.
+fn fault_of_place(error: Error) -> Option<Error> {
+    if matches!(error, Error::NotFound { .. }) { None } else { Some(error) }
+}
+
 impl<'a> ChunkReader<'a> {
     /// Begins reading what `view` saw.
     pub fn new(repository: &'a Repository, view: &'a View) -> Self {
@@ -217,7 +222,7 @@ impl<'a> ChunkReader<'a> {
                     if let Ok(mut met) = self.met.lock() {
                         met.insert((place.pack, id));
                     }
-                    first_fault = first_fault.or(Some(error));
+                    first_fault = first_fault.or_else(|| fault_of_place(error));
                 }
             }
         }
@@ -226,7 +231,7 @@ impl<'a> ChunkReader<'a> {
         for place in others.iter().filter(|place| !places.contains(place)) {
             match self.read_place(kind, id, place) {
                 Ok(bytes) => return Ok(bytes),
-                Err(error) => first_fault = first_fault.or(Some(error)),
+                Err(error) => first_fault = first_fault.or_else(|| fault_of_place(error)),
             }
         }
         Err(first_fault.unwrap_or(Error::MissingChunk { id, wanted_by: format!("{kind:?}").to_lowercase() }))

@@ -11,6 +11,7 @@ use crate::format::limits::MAX_PACK_LEN;
 use crate::format::name::ObjectName;
 use crate::format::pack::FrameEntry;
 use crate::format::segment::{Segment, SegmentChunk, SegmentPack};
+use crate::format::session::OUTSIDE_CHUNKS;
 use crate::id::{ChunkId, PackId};
 use crate::monitor::Monitor;
 
@@ -69,6 +70,9 @@ pub(super) fn verify_packs(
             findings.at_pack(pack, &problem).chunks.extend(&verdict.bad_chunks);
             if verdict.all_bad {
                 bad.packs.insert(pack);
+            }
+            if verdict.bad_chunks.is_empty() {
+                bad.chunks.insert((pack, OUTSIDE_CHUNKS));
             }
             bad.chunks.extend(verdict.bad_chunks.into_iter().map(|chunk| (pack, chunk)));
         }
