@@ -153,6 +153,15 @@ impl Error {
         }
     }
 
+    /// Returns true if what was written may not survive a power cut, although it is there.
+    pub fn is_failed_sync(&self) -> bool {
+        match self {
+            Self::Context { source, .. } => source.is_failed_sync(),
+            Self::Io { action, .. } => *action == "sync",
+            _ => false,
+        }
+    }
+
     /// Returns true if an object of the repository is missing or not what it should be.
     pub fn is_damage(&self) -> bool {
         match self {

@@ -57,3 +57,6 @@ pub enum RequestedLevel {
     Auto,
     Is(Level),
 }
+
+#[cfg(test)]
+mod tests;

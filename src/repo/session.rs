@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::{Environment, Repository, random};
-use crate::error::{Error, FormatFault, Result};
+use crate::error::{Context, Error, FormatFault, Result};
 use crate::format::envelope::ObjectKind;
 use crate::format::name::ObjectName;
 use crate::format::session::{Outcome, SessionKind, SessionRecord};
@@ -113,16 +113,46 @@ impl Session {
         let name = ObjectName::Outcome(self.id);
         let bytes = outcome.to_object(self.repository).map_err(|fault| Error::malformed(name, fault))?;
         match self.storage.put_new(name, &bytes) {
-            Ok(()) => {}
+            Ok(()) => {
+                self.ended = true;
+                self.unregister();
+                Ok(())
+            }
             Err(Error::Exists { .. }) => {
                 self.ended = true;
-                return self.check_own_outcome(&bytes);
+                self.check_own_outcome(&bytes)
             }
-            Err(error) => return Err(error),
+            Err(error) => self.check_after_failure(&bytes, error),
         }
-        self.ended = true;
-        self.unregister();
-        Ok(())
+    }
+
+    /// The put failed. It may have succeeded all the same, and whoever looks then sees what it says.
+    fn check_after_failure(&mut self, ours: &[u8], error: Error) -> Result<()> {
+        let name = ObjectName::Outcome(self.id);
+        match self.storage.get(name, ObjectKind::Outcome.max_object_len()) {
+            // not there: dropped, the session puts an abort
+            Err(Error::NotFound { .. }) => Err(error),
+            Ok(found) if found == ours && !error.is_failed_sync() => {
+                self.ended = true;
+                self.unregister();
+                Ok(())
+            }
+            Ok(found) if found == ours => {
+                // no abort: it would not take the place of what is there, and a sync is not tried again
+                self.ended = true;
+                Err(error).context(|| {
+                    format!("{name} is there, but it is not known whether it would survive a power cut")
+                })
+            }
+            Ok(_) => {
+                self.ended = true;
+                self.check_own_outcome(ours)
+            }
+            Err(_) => {
+                self.ended = true;
+                Err(error).context(|| format!("it is not known whether {name} was put"))
+            }
+        }
     }
 
     /// The name is taken: by this session's own write that seemed to fail, or by an abort.

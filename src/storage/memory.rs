@@ -34,6 +34,18 @@ impl MemoryStorage {
         Self { objects: Arc::new(Mutex::new(self.objects().clone())) }
     }
 
+    /// Returns all objects.
+    #[cfg(test)]
+    pub(crate) fn objects_for_test(&self) -> Objects {
+        self.objects().clone()
+    }
+
+    /// Replaces all objects.
+    #[cfg(test)]
+    pub(crate) fn set_for_test(&self, objects: impl Iterator<Item = (ObjectName, Vec<u8>)>) {
+        *self.objects() = objects.collect();
+    }
+
     fn objects(&self) -> MutexGuard<'_, Objects> {
         // no call leaves the map half changed
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)

@@ -2,6 +2,8 @@
 //!
 //! One narrow trait; its contract is in the comments, and one suite of tests holds each storage to it.
 
+#[cfg(test)]
+pub(crate) mod fault;
 pub mod local;
 pub mod memory;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A domain in memory, with dirty bitmaps that work as QEMU's do, against a `Vec<u8>` model.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::*;
@@ -10,12 +11,14 @@ use crate::format::point::{Consistency, Level, SourceKind};
 use crate::format::session::SessionKind;
 use crate::id::PointId;
 use crate::monitor::{Monitor, Recorder};
+use crate::ops::content::{OnDamage, Sink, read_disk};
 use crate::ops::levels::{self, disk_manifest, newest_manifest};
 use crate::ops::prune::{PruneOptions, prune};
 use crate::ops::record::{DiskJob, PointJob, record_point};
-use crate::ops::restore::{ImageFormat, OnDamage, RestoreOptions, RestoreOutput, restore};
+use crate::ops::restore::{ImageFormat, RestoreOptions, RestoreOutput, restore};
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use crate::ops::{RequestedLevel, diff, forget};
+use crate::repo::reader::ChunkReader;
 use crate::repo::session::Session;
 use crate::repo::{CreateOptions, Environment, Repository};
 use crate::source::{DiskSource, READ_WINDOW};
@@ -110,7 +113,24 @@ impl DiskSource for Frozen {
     }
 }
 
+/// Takes a disk's content.
+struct Buffer(Mutex<Vec<u8>>);
+
+impl Sink for Buffer {
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let start = offset as usize;
+        self.0.lock().unwrap()[start..start + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn zero(&self, range: ByteRange) -> Result<()> {
+        self.0.lock().unwrap()[range.start() as usize..range.end() as usize].fill(0);
+        Ok(())
+    }
+}
+
 /// A point of the model: what a restore must give.
+#[derive(Debug, Clone)]
 pub(in crate::ops) struct Kept {
     pub id: PointId,
     /// In the order in which points were made.
@@ -120,7 +140,7 @@ pub(in crate::ops) struct Kept {
 }
 
 pub(in crate::ops) struct World {
-    storage: MemoryStorage,
+    pub storage: MemoryStorage,
     pub repository: Repository,
     disks: BTreeMap<String, Disk>,
     pub kept: Vec<Kept>,
@@ -142,6 +162,41 @@ impl World {
         Self { storage, repository, disks: disks.collect(), kept: Vec::new(), checkpoints: 0 }
     }
 
+    /// Goes on with disks and points of another world on what is left of its repository; bitmaps are gone.
+    pub fn resume(repository: Repository, contents: &BTreeMap<String, Vec<u8>>, kept: Vec<Kept>) -> Self {
+        let disk = |content: &Vec<u8>| Disk { content: content.clone(), bitmaps: BTreeMap::new() };
+        let disks = contents.iter().map(|(target, content)| (target.clone(), disk(content))).collect();
+        Self { storage: MemoryStorage::new(), repository, disks, kept, checkpoints: 1_000_000 }
+    }
+
+    /// Returns what all disks hold now.
+    pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
+        self.disks.iter().map(|(target, disk)| (target.clone(), disk.content.clone())).collect()
+    }
+
+    /// Reads every point, and compares.
+    pub fn check_reads(&self) {
+        self.try_reads().unwrap();
+    }
+
+    /// As [`World::check_reads`]; what cannot be read is an error.
+    pub fn try_reads(&self) -> Result<()> {
+        let silent = Recorder::new();
+        let (catalog, view) = self.repository.refresh(&silent)?;
+        let reader = ChunkReader::new(&self.repository, &view);
+        for kept in &self.kept {
+            let Some(entry) = catalog.point(kept.id) else { panic!("point {} is gone", kept.id) };
+            for disk in &entry.record.disks {
+                let content = &kept.contents[&disk.target];
+                let sink = Buffer(Mutex::new(vec![0xee; content.len()]));
+                let (manifest, fail) = (&disk.manifest, OnDamage::Fail);
+                read_disk(&self.repository, &reader, manifest, &sink, fail, &silent, &|_| {})?;
+                assert!(sink.0.into_inner().unwrap() == *content, "{} of {}", disk.target, kept.id);
+            }
+        }
+        Ok(())
+    }
+
     /// Returns what a disk holds now.
     pub fn content(&self, no: usize) -> &[u8] {
         &self.disks.values().nth(no).unwrap().content
@@ -159,9 +214,25 @@ impl World {
     }
 
     pub fn backup(&mut self, level: RequestedLevel) -> BackupReport {
+        self.try_backup(level).unwrap()
+    }
+
+    /// Backs up; after a failure the domain is as it was.
+    pub fn try_backup(&mut self, level: RequestedLevel) -> Result<BackupReport> {
+        let before: Vec<_> = self.disks.values().map(|disk| disk.bitmaps.clone()).collect();
+        let made = self.back_up(level);
+        if made.is_err() {
+            for (disk, bitmaps) in self.disks.values_mut().zip(before) {
+                disk.bitmaps = bitmaps;
+            }
+        }
+        made
+    }
+
+    fn back_up(&mut self, level: RequestedLevel) -> Result<BackupReport> {
         let monitor = Recorder::new();
-        let session = Session::begin(&self.repository, SessionKind::Backup).unwrap();
-        let (catalog, view) = self.repository.refresh(&monitor).unwrap();
+        let session = Session::begin(&self.repository, SessionKind::Backup)?;
+        let (catalog, view) = self.repository.refresh(&monitor)?;
         let points = usable_points(&catalog, &view, DOMAIN);
         let mut plan = levels::plan(&points, level, false, None).unwrap();
         self.checkpoints += 1;
@@ -215,8 +286,7 @@ impl World {
             }
         });
         let disks = disks.collect();
-        let report =
-            record_point(&self.repository, session, &view, job, disks, &mut || Ok(()), &monitor).unwrap();
+        let report = record_point(&self.repository, session, &view, job, disks, &mut || Ok(()), &monitor)?;
         let keep = levels::checkpoints_to_keep(&points, plan.level, checkpoint.as_deref());
         for disk in self.disks.values_mut() {
             disk.bitmaps.retain(|name, _| keep.contains(name));
@@ -231,7 +301,7 @@ impl World {
         });
         let unasked = |text: &&String| !text.contains("the map of its last point");
         assert_eq!(monitor.warnings().iter().filter(unasked).count(), 0, "{:?}", monitor.warnings());
-        report
+        Ok(report)
     }
 
     fn check_restore(&self, no: usize) {

@@ -7,9 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::format::name::Folder;
-use crate::ops::content::{OnDamage, Sink, read_disk};
 use crate::ops::repair;
-use crate::repo::reader::ChunkReader;
 use crate::storage::Storage;
 
 #[derive(Debug, Clone)]
@@ -276,21 +274,6 @@ impl Model {
             }
             assert!(self.damaged.contains(&kept.id), "point {} lost something unnoticed", kept.id);
         }
-    }
-}
-
-struct Buffer(Mutex<Vec<u8>>);
-
-impl Sink for Buffer {
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let start = offset as usize;
-        self.0.lock().unwrap()[start..start + bytes.len()].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn zero(&self, range: ByteRange) -> Result<()> {
-        self.0.lock().unwrap()[range.start() as usize..range.end() as usize].fill(0);
-        Ok(())
     }
 }
 
