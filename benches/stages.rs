@@ -370,6 +370,7 @@ fn environment() -> Environment {
         process_id: std::process::id(),
         program: "bench".into(),
         now_ms: || 1_700_000_000_000,
+        timing: vmkeep::repo::Timing::default(),
     }
 }
 

@@ -4,7 +4,7 @@ use jiff::ZonedDateTime;
 use vmkeep::error::{Error, Result};
 use vmkeep::id::PointId;
 use vmkeep::ops::{PointEntry, points, select};
-use vmkeep::repo::{Environment, Repository};
+use vmkeep::repo::{Environment, Repository, Timing};
 use vmkeep::storage;
 
 use super::progress::Progress;
@@ -32,6 +32,7 @@ pub fn environment() -> Result<Environment> {
         process_id: std::process::id(),
         program: format!("vmkeep {VERSION}"),
         now_ms: || jiff::Timestamp::now().as_millisecond(),
+        timing: Timing::default(),
     })
 }
 

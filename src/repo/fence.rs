@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Repository;
 use crate::error::{Error, Result};
@@ -15,11 +15,6 @@ use crate::format::name::{Folder, ObjectName};
 use crate::format::session::{Outcome, SessionKind, SessionRecord};
 use crate::id::SessionId;
 use crate::monitor::Monitor;
-
-/// A heartbeat that stood still for so long is that of a dead session.
-const DEAD_AFTER: Duration = Duration::from_secs(30 * 60);
-/// How often a running session is looked at.
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A registered session that has no outcome yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,7 +111,7 @@ impl Repository {
         }
         while !waiting.is_empty() {
             monitor.check()?;
-            std::thread::sleep(POLL_INTERVAL);
+            std::thread::sleep(self.environment().timing.poll);
             let mut over = Vec::new();
             for (id, (beat, since)) in &mut waiting {
                 if self.has_outcome(*id)? {
@@ -126,7 +121,9 @@ impl Repository {
                 let now = self.heartbeat(*id)?;
                 if now != *beat {
                     (*beat, *since) = (now, Instant::now());
-                } else if since.elapsed() >= DEAD_AFTER || self.died_meanwhile(*id)? {
+                } else if since.elapsed() >= self.environment().timing.dead_after
+                    || self.died_meanwhile(*id)?
+                {
                     self.end_session(*id, own, "it showed no sign of life")?;
                     over.push(*id);
                 }

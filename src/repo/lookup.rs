@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::catalog::{Catalog, Ended};
+use super::rules::Rule;
 use super::view::{Marks, View};
 use super::{Repository, reader};
 use crate::chunk;
@@ -47,10 +48,18 @@ impl Repository {
     /// # Errors
     /// A failed listing or read of the storage; never the local index.
     pub fn refresh(&self, monitor: &dyn Monitor) -> Result<(Catalog, View)> {
-        let marks = Marks::load(self.storage(), self.id())?;
+        let marks_first = !self.breaks(Rule::MarksBeforeSegments);
+        let marks = || match self.breaks(Rule::HeedMarks) {
+            false => Marks::load(self.storage(), self.id()),
+            true => Ok(Marks::default()),
+        };
+        let early = if marks_first { marks()? } else { Marks::default() };
         let catalog = self.catalog(monitor)?;
         self.synchronize(&catalog, monitor)?;
-        let view = View::load(self.storage(), self.id(), marks)?;
+        let mut view = View::load(self.storage(), self.id(), early)?;
+        if !marks_first {
+            view.set_marks(marks()?);
+        }
         Ok((catalog, view))
     }
 
@@ -79,6 +88,7 @@ impl Repository {
         let mut load = |id: SegmentId| -> Result<Option<Segment>> {
             match self.load_segment(id) {
                 Ok(segment) if catalog.ended(segment.owner) == Some(Ended::Committed) => Ok(Some(segment)),
+                Ok(segment) if self.breaks(Rule::SegmentsNeedOutcomes) => Ok(Some(segment)),
                 Ok(_) | Err(Error::NotFound { .. }) => Ok(None),
                 Err(error @ Error::Malformed { .. }) => {
                     monitor.warn(&format!("{error}; what it lists is stored again where needed"));

@@ -18,12 +18,14 @@ pub mod ingest;
 pub mod lock;
 mod lookup;
 pub mod reader;
+pub(crate) mod rules;
 pub mod session;
 pub mod view;
 pub mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use crate::chunk::{Cutter, IdHasher};
 use crate::error::{Context, Error, FormatFault, Result};
@@ -64,6 +66,32 @@ pub struct Environment {
     pub program: String,
     /// Returns milliseconds since 1970.
     pub now_ms: fn() -> i64,
+    pub timing: Timing,
+}
+
+/// How long what takes. Only tests have a reason to change it.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// How often a session shows that it lives. A prune takes one for dead only after many times this.
+    pub heartbeat: Duration,
+    /// A heartbeat that stood still for so long, by the watcher's own clock, is that of a dead session.
+    pub dead_after: Duration,
+    /// How often a running session is looked at.
+    pub poll: Duration,
+    #[cfg(test)]
+    pub(crate) broken: Option<rules::Rule>,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_secs(60),
+            dead_after: Duration::from_secs(30 * 60),
+            poll: Duration::from_millis(250),
+            #[cfg(test)]
+            broken: None,
+        }
+    }
 }
 
 /// What `init` can choose.

@@ -4,6 +4,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::rules::Rule;
 use super::{Environment, Repository, random};
 use crate::error::{Context, Error, FormatFault, Result};
 use crate::format::envelope::ObjectKind;
@@ -11,9 +12,6 @@ use crate::format::name::ObjectName;
 use crate::format::session::{Outcome, SessionKind, SessionRecord};
 use crate::id::{RepositoryId, SessionId};
 use crate::storage::Storage;
-
-/// How often a session shows that it lives. A prune takes one for dead only after many times this.
-const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A registered session. Dropped without [`Session::commit`], it aborts itself.
 #[derive(Debug)]
@@ -23,6 +21,7 @@ pub struct Session {
     storage: Arc<dyn Storage>,
     heartbeat: Option<Heartbeat>,
     ended: bool,
+    exclusive: bool,
 }
 
 #[derive(Debug)]
@@ -32,7 +31,7 @@ struct Heartbeat {
 }
 
 impl Heartbeat {
-    fn start(storage: Arc<dyn Storage>, id: SessionId) -> Result<Self> {
+    fn start(storage: Arc<dyn Storage>, id: SessionId, interval: Duration) -> Result<Self> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let shared = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
@@ -42,7 +41,7 @@ impl Heartbeat {
                 let Ok(mut guard) = stopped.lock() else { return };
                 let mut beat = 0u64;
                 while !*guard {
-                    let Ok((next, timeout)) = wake.wait_timeout(guard, HEARTBEAT_INTERVAL) else { return };
+                    let Ok((next, timeout)) = wake.wait_timeout(guard, interval) else { return };
                     guard = next;
                     if timeout.timed_out() && !*guard {
                         beat += 1;
@@ -76,7 +75,7 @@ impl Session {
     /// Those of the storage.
     pub fn begin(repository: &Repository, kind: SessionKind) -> Result<Self> {
         let id = SessionId::from_bytes(random()?);
-        let Environment { host, boot_id, process_id, program, now_ms } = repository.environment();
+        let Environment { host, boot_id, process_id, program, now_ms, timing } = repository.environment();
         let record = SessionRecord {
             kind,
             host: host.clone(),
@@ -94,8 +93,9 @@ impl Session {
             storage: Arc::clone(&repository.storage),
             heartbeat: None,
             ended: false,
+            exclusive: !repository.breaks(Rule::ExclusiveOutcome),
         };
-        session.heartbeat = Some(Heartbeat::start(Arc::clone(&session.storage), id)?);
+        session.heartbeat = Some(Heartbeat::start(Arc::clone(&session.storage), id, timing.heartbeat)?);
         Ok(session)
     }
 
@@ -112,6 +112,9 @@ impl Session {
     pub fn commit(mut self, outcome: &Outcome) -> Result<()> {
         let name = ObjectName::Outcome(self.id);
         let bytes = outcome.to_object(self.repository).map_err(|fault| Error::malformed(name, fault))?;
+        if !self.exclusive {
+            self.storage.delete(name)?;
+        }
         match self.storage.put_new(name, &bytes) {
             Ok(()) => {
                 self.ended = true;

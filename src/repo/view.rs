@@ -88,6 +88,10 @@ impl View {
         Ok(Self { packs, marks, bad })
     }
 
+    pub(super) fn set_marks(&mut self, marks: Marks) {
+        self.marks = marks;
+    }
+
     /// Returns the packs that the storage holds, with their lengths in bytes.
     pub fn packs(&self) -> &HashMap<PackId, u64> {
         &self.packs

@@ -22,6 +22,7 @@ fn environment() -> Environment {
         process_id: 1,
         program: "test".into(),
         now_ms: || 1_700_000_000_000,
+        timing: vmkeep::repo::Timing::default(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use vmkeep::format::name::Folder;
 use vmkeep::monitor::Recorder;
-use vmkeep::repo::{Environment, Repository};
+use vmkeep::repo::{Environment, Repository, Timing};
 use vmkeep::storage::local::LocalStorage;
 
 /// Returns where a fixture is kept.
@@ -54,6 +54,7 @@ pub fn environment() -> Environment {
         process_id: 1,
         program: "vmkeep fixture".into(),
         now_ms: || 1_767_225_600_000,
+        timing: Timing::default(),
     }
 }
 

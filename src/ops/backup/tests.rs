@@ -18,9 +18,12 @@ use crate::ops::record::{DiskJob, PointJob, record_point};
 use crate::ops::restore::{ImageFormat, RestoreOptions, RestoreOutput, restore};
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use crate::ops::{RequestedLevel, diff, forget};
+use crate::repo::ingest::ingest_bytes;
 use crate::repo::reader::ChunkReader;
+use crate::repo::rules::Rule;
 use crate::repo::session::Session;
-use crate::repo::{CreateOptions, Environment, Repository};
+use crate::repo::writer::write_session;
+use crate::repo::{CreateOptions, Environment, Repository, Timing};
 use crate::source::{DiskSource, READ_WINDOW};
 use crate::storage::memory::MemoryStorage;
 
@@ -40,6 +43,7 @@ pub(in crate::ops) fn environment() -> Environment {
         process_id: 1,
         program: "test".into(),
         now_ms: || CLOCK.fetch_add(1000, Ordering::Relaxed),
+        timing: Timing::default(),
     }
 }
 
@@ -229,15 +233,30 @@ impl World {
         made
     }
 
-    fn back_up(&mut self, level: RequestedLevel) -> Result<BackupReport> {
-        let monitor = Recorder::new();
-        let session = Session::begin(&self.repository, SessionKind::Backup)?;
-        let (catalog, view) = self.repository.refresh(&monitor)?;
-        let points = usable_points(&catalog, &view, DOMAIN);
-        let mut plan = levels::plan(&points, level, false, None).unwrap();
-        self.checkpoints += 1;
-        let checkpoint = plan.leaves_checkpoint.then(|| format!("c{}", self.checkpoints));
-        let mut sources: Vec<(String, Frozen, Option<String>)> = Vec::new();
+    /// Stores what the disks hold, and aborts.
+    pub fn abort_backup(&mut self) {
+        let session = Session::begin(&self.repository, SessionKind::Backup).unwrap();
+        let (_, view) = self.repository.refresh(&Recorder::new()).unwrap();
+        let reader = ChunkReader::new(&self.repository, &view);
+        let contents = self.contents();
+        write_session(&self.repository, &reader, session.id(), |writer| {
+            for content in contents.into_values() {
+                let name = "content";
+                ingest_bytes(&self.repository, &reader, writer, name, content, &Recorder::new())?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        session.abort("test").unwrap();
+    }
+
+    /// Fixes an instant: what each disk holds, and the checkpoint whose bitmap serves. Begins the new checkpoint's bitmaps.
+    fn freeze(
+        &mut self,
+        plan: &levels::LevelPlan,
+        checkpoint: Option<&str>,
+    ) -> Vec<(String, Frozen, Option<String>)> {
+        let mut sources = Vec::new();
         for (target, disk) in &mut self.disks {
             let served = plan.tracked.iter().filter_map(|entry| entry.record.checkpoint.clone());
             let served = served.into_iter().find(|name| disk.bitmaps.contains_key(name));
@@ -247,10 +266,24 @@ impl World {
                 Frozen { content: disk.content.clone(), dirty, read_bytes: 0 },
                 served,
             ));
-            if let Some(name) = &checkpoint {
-                disk.bitmaps.insert(name.clone(), RangeSet::new());
+            if let Some(name) = checkpoint {
+                disk.bitmaps.insert(name.to_owned(), RangeSet::new());
             }
         }
+        sources
+    }
+
+    fn back_up(&mut self, level: RequestedLevel) -> Result<BackupReport> {
+        let monitor = Recorder::new();
+        let late = self.repository.breaks(Rule::RegisterFirst);
+        let early = if late { Some(self.repository.refresh(&monitor)?) } else { None };
+        let session = Session::begin(&self.repository, SessionKind::Backup)?;
+        let (catalog, view) = early.map_or_else(|| self.repository.refresh(&monitor), Ok)?;
+        let points = usable_points(&catalog, &view, DOMAIN);
+        let mut plan = levels::plan(&points, level, false, None).unwrap();
+        self.checkpoints += 1;
+        let checkpoint = plan.leaves_checkpoint.then(|| format!("c{}", self.checkpoints));
+        let mut sources = self.freeze(&plan, checkpoint.as_deref());
         plan.settle(sources.iter().any(|(_, _, served)| served.is_some()));
         let job = PointJob {
             domain: DOMAIN.into(),

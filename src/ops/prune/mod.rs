@@ -29,6 +29,7 @@ use crate::format::session::{Mark, Outcome, SessionKind};
 use crate::id::{PackId, PointId, SegmentId};
 use crate::monitor::Monitor;
 use crate::repo::reader::ChunkReader;
+use crate::repo::rules::Rule;
 use crate::repo::session::Session;
 use crate::repo::view::View;
 use crate::repo::{Catalog, Repository};
@@ -138,8 +139,11 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
     let mark = Mark { packs: chosen.packs().map(|pack| pack.id).collect(), points: chosen.drop.clone() };
     let name = ObjectName::Mark(session.id());
     let bytes = mark.to_object(repository.id()).map_err(|fault| Error::malformed(name, fault))?;
+    if repository.breaks(Rule::MarkBeforeFence) {
+        repository.fence(session.id(), monitor)?;
+    }
     repository.storage().put_new(name, &bytes)?;
-    let swept = rewrite_and_commit(repository, session, &mark, &chosen, monitor);
+    let swept = rewrite_and_commit(repository, session, &mark, &chosen, &catalog, monitor);
     if swept.is_err() {
         // the session has aborted itself: the mark means nothing any more, and whoever prunes next clears it
         let _ = repository.storage().delete(name);
@@ -337,13 +341,17 @@ fn rewrite_and_commit(
     session: Session,
     mark: &Mark,
     chosen: &Chosen,
+    stale: &Catalog,
     monitor: &dyn Monitor,
 ) -> Result<(Sweep, u64)> {
-    repository.fence(session.id(), monitor)?;
-    let (catalog, view) = repository.refresh(monitor)?;
-    refuse_unreadable(&catalog)?;
+    if !repository.breaks(Rule::Fence) && !repository.breaks(Rule::MarkBeforeFence) {
+        repository.fence(session.id(), monitor)?;
+    }
+    let (fresh, view) = repository.refresh(monitor)?;
+    let catalog = if repository.breaks(Rule::RecomputeLive) { stale } else { &fresh };
+    refuse_unreadable(catalog)?;
     // a point that was had back or held since the choice is not dropped
-    let forgotten: HashSet<PointId> = droppable(repository, &catalog).into_iter().collect();
+    let forgotten: HashSet<PointId> = droppable(repository, catalog).into_iter().collect();
     let points: Vec<PointId> = mark.points.iter().filter(|id| forgotten.contains(id)).copied().collect();
     let dropped: HashSet<PointId> = points.iter().copied().collect();
     let all = catalog.points().iter().chain(catalog.forgotten()).map(|entry| &entry.record);
@@ -353,7 +361,7 @@ fn rewrite_and_commit(
     let live = Live::of(repository, &reader, kept.iter().copied(), monitor)?;
     let marked: HashSet<PackId> = mark.packs.iter().copied().collect();
     let scope = rewrite::Scope {
-        catalog: &catalog,
+        catalog,
         view: &view,
         kept: &kept,
         marked: &marked,
@@ -364,6 +372,11 @@ fn rewrite_and_commit(
     monitor.check()?;
     let id = session.id();
     let (packs, segments) = (mark.packs.clone(), rewritten.replaced);
+    if repository.breaks(Rule::DecideBeforeSweep) {
+        let sweep =
+            Sweep { session: id, packs: packs.clone(), points: points.clone(), segments: segments.clone() };
+        sweep::carry_out(repository, &sweep, monitor)?;
+    }
     session.commit(&Outcome::Sweep {
         packs: packs.clone(),
         points: points.clone(),

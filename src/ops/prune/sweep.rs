@@ -10,11 +10,16 @@ use crate::format::session::Outcome;
 use crate::id::{PackId, SegmentId, SessionId};
 use crate::monitor::Monitor;
 use crate::repo::Repository;
+use crate::repo::rules::Rule;
 
 /// Deletes, phase by phase: what speaks of a pack is gone for good before the pack is. Returns how many segments went.
 pub(super) fn carry_out(repository: &Repository, sweep: &Sweep, monitor: &dyn Monitor) -> Result<u64> {
     let storage = repository.storage();
     let packs: HashSet<PackId> = sweep.packs.iter().copied().collect();
+    if repository.breaks(Rule::SegmentsBeforePacks) {
+        sweep.packs.iter().try_for_each(|pack| storage.delete(ObjectName::Pack(*pack)))?;
+        storage.sync_deletes(Folder::Packs)?;
+    }
     let listed: HashSet<SegmentId> = repository.segments()?.into_iter().collect();
     let mut deleted_segments = 0;
     for id in sweep.segments.iter().filter(|id| listed.contains(*id)) {

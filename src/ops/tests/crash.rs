@@ -17,7 +17,8 @@ use crate::ops::forget::{forget, hold, undelete, unhold};
 use crate::ops::prune::{PruneOptions, prune};
 use crate::ops::repair::{PacksOptions, repair_index, repair_packs};
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
-use crate::repo::{CreateOptions, Repository};
+use crate::repo::rules::Rule;
+use crate::repo::{CreateOptions, Environment, Repository, Timing};
 use crate::storage::Storage;
 use crate::storage::fault::{CrashStorage, Flaw, Survival};
 use crate::storage::memory::MemoryStorage;
@@ -102,11 +103,12 @@ impl Writer {
     }
 }
 
-fn history(flaw: Flaw) -> History {
+fn history(flaw: Flaw, rule: Option<Rule>) -> History {
     let storage = CrashStorage::on(&MemoryStorage::new(), flaw);
+    let timing = Timing { broken: rule, ..Timing::default() };
+    let environment = Environment { timing, ..dead_environment() };
     let repository =
-        Repository::create(Box::new(storage.clone()), &CreateOptions::default(), &dead_environment())
-            .unwrap();
+        Repository::create(Box::new(storage.clone()), &CreateOptions::default(), &environment).unwrap();
     let contents: Contents = [("vda".to_owned(), vec![0; 512 << 10])].into_iter().collect();
     let world = World::resume(repository, &contents, Vec::new());
     let mut writer = Writer { world, storage: storage.clone(), promises: Vec::new(), broken: false };
@@ -293,7 +295,7 @@ fn enumerate(history: &History, every: usize) -> (usize, Option<String>) {
 
 #[test]
 fn no_crash_at_any_step_loses_anything() {
-    let history = history(Flaw::None);
+    let history = history(Flaw::None, None);
     let (states, failure) = enumerate(&history, 1);
     assert_eq!(failure, None, "{states} states");
     println!("{states} states after {} steps, nothing lost", history.storage.len());
@@ -304,7 +306,16 @@ fn no_crash_at_any_step_loses_anything() {
 #[test]
 fn a_directory_that_does_not_sync_is_noticed() {
     for flaw in [Flaw::NoFileSync, Flaw::NoDirectorySync, Flaw::NoDeleteSync] {
-        let (_, failure) = enumerate(&history(flaw), 3);
+        let (_, failure) = enumerate(&history(flaw, None), 3);
         assert!(failure.is_some(), "{flaw:?} was not noticed");
+    }
+}
+
+/// Nor does a prune go unnoticed that deletes in another order.
+#[test]
+fn a_prune_that_does_not_keep_its_order_is_noticed() {
+    for rule in [Rule::DecideBeforeSweep, Rule::SegmentsBeforePacks] {
+        let (_, failure) = enumerate(&history(Flaw::None, Some(rule)), 1);
+        assert!(failure.is_some(), "{rule:?} was not noticed");
     }
 }

@@ -103,7 +103,9 @@ fn run(operation: Operation, before: &Before, storage: FailingStorage) -> Result
         }
         Operation::Restore => World::resume(repository, &before.contents, before.kept.clone()).try_reads()?,
         Operation::RepairIndex => drop(repair_index(&repository, false, &silent)?),
-        Operation::RepairPacks => drop(repair_packs(&repository, &PacksOptions::default(), &silent)?),
+        Operation::RepairPacks => {
+            repair_packs(&repository, &PacksOptions::default(), &silent)?;
+        }
         Operation::RepairPoints => drop(repair_points(&repository, false, &silent)?),
     }
     Ok(Done::Other)

@@ -2,6 +2,7 @@
 
 mod crash;
 mod failing;
+mod schedule;
 
 /// The process of the other tests' environment, but one that is not there any more: what it left can be ended.
 fn dead_environment() -> crate::repo::Environment {

@@ -9,7 +9,7 @@ use vmkeep::format::envelope::{CHECKSUM_LEN, HEADER_LEN, ObjectKind};
 use vmkeep::format::limits::*;
 use vmkeep::format::name::{Folder, ObjectName};
 use vmkeep::id::{PackId, SegmentId, SessionId};
-use vmkeep::repo::{CreateOptions, Environment, Repository};
+use vmkeep::repo::{CreateOptions, Environment, Repository, Timing};
 use vmkeep::storage::memory::MemoryStorage;
 
 use super::document::rows_under;
@@ -137,6 +137,7 @@ fn the_document_states_the_config_of_a_new_repository() {
         process_id: 1,
         program: "test".into(),
         now_ms: || 0,
+        timing: Timing::default(),
     };
     let options = CreateOptions::default();
     let repository = Repository::create(Box::new(MemoryStorage::new()), &options, &environment).unwrap();
