@@ -1,10 +1,11 @@
-//! A backup that is killed at any moment leaves nothing visible, and nothing in the way.
+//! A backup, prune or verify that is killed at any moment leaves nothing visible, and nothing in the way.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::support::{Vmkeep, point};
+use crate::support::{Vmkeep, is_long, point};
 
 /// Deterministic noise, so that a failure can be repeated.
 fn noise(seed: u64, len: usize) -> Vec<u8> {
@@ -43,4 +44,120 @@ fn killed_fifty_times_and_still_fine() {
     let argument = format!("vda={}", target.display());
     vmkeep.ok(&["restore", &point(&last), "--to", &argument]);
     assert!(std::fs::read(&target).unwrap() == std::fs::read(&image).unwrap());
+}
+
+/// A repository that is worked on and killed at, and what its points hold.
+struct Victim {
+    vmkeep: Vmkeep,
+    image: PathBuf,
+    kept: Vec<(String, u64)>,
+    round: u64,
+}
+
+impl Victim {
+    fn content(round: u64) -> Vec<u8> {
+        let mut content = noise(round / 2, 6 << 20);
+        content[..2 << 20].copy_from_slice(&noise(1000 + round, 2 << 20));
+        content
+    }
+
+    fn backup(&mut self) {
+        self.round += 1;
+        std::fs::write(&self.image, Self::content(self.round)).unwrap();
+        let said = self.vmkeep.backup(&["--file", self.image.to_str().unwrap(), "--name", "web01"]);
+        self.kept.push((point(&said), self.round));
+    }
+
+    fn forget_oldest(&mut self) {
+        while self.kept.len() > 3 {
+            let (oldest, _) = self.kept.remove(0);
+            self.vmkeep.ok(&["forget", "-y", "--force", &oldest]);
+        }
+    }
+
+    /// Starts a command and kills it; returns whether it was still at work.
+    fn kill(&self, args: &[&str], after: Duration) -> bool {
+        let mut child =
+            self.vmkeep.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(after);
+        child.kill().unwrap();
+        !child.wait().unwrap().success()
+    }
+
+    fn check(&self) {
+        self.vmkeep.ok(&["verify", "--data"]);
+        let target = self.vmkeep.path("restored.img");
+        for (id, round) in &self.kept {
+            let _ = std::fs::remove_file(&target);
+            self.vmkeep.ok(&["restore", id, "--to", &format!("vda={}", target.display())]);
+            assert!(std::fs::read(&target).unwrap() == Self::content(*round), "point {id} differs");
+        }
+    }
+}
+
+#[test]
+fn prune_and_verify_killed_fifty_times() {
+    let vmkeep = Vmkeep::init(None);
+    let image = vmkeep.path("disk.img");
+    let mut victim = Victim { vmkeep, image, kept: Vec::new(), round: 0 };
+    let rounds = if is_long() { 1000 } else { 50 };
+    let mut killed = 0;
+    for round in 0..rounds {
+        victim.backup();
+        victim.forget_oldest();
+        let command: &[&str] =
+            if round % 3 == 2 { &["verify", "--data"] } else { &["prune", "--max-unused", "0"] };
+        // they take some 20 to 80 ms
+        killed += u32::from(victim.kill(command, Duration::from_millis(1 + round % 25 * 3)));
+        if round % 10 == 9 {
+            victim.check();
+        }
+    }
+    println!("{killed} of {rounds} runs were killed");
+    assert!(killed >= u32::try_from(rounds).unwrap() / 3, "only {killed} were still at work");
+    victim.vmkeep.ok(&["prune"]);
+    victim.check();
+}
+
+#[test]
+fn the_index_is_lost_spoilt_or_locked_at_any_moment() {
+    let vmkeep = Vmkeep::init(None);
+    let image = vmkeep.path("disk.img");
+    let mut victim = Victim { vmkeep, image, kept: Vec::new(), round: 0 };
+    for round in 0..12u64 {
+        // while it is at work, its index is taken away, or written over
+        let cache = victim.vmkeep.cache();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    spoil(&cache, round);
+                    std::thread::sleep(Duration::from_millis(7 + round));
+                }
+            });
+            victim.backup();
+            if round % 4 == 3 {
+                victim.forget_oldest();
+                victim.vmkeep.ok(&["prune", "--max-unused", "0"]);
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+    victim.check();
+}
+
+/// Removes the files of an index, fills them with rubbish, or cuts them.
+fn spoil(dir: &Path, round: u64) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            spoil(&path, round);
+            continue;
+        }
+        let _ = match round % 3 {
+            0 => std::fs::remove_file(&path),
+            1 => std::fs::write(&path, noise(round, 300)),
+            _ => std::fs::OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(10)),
+        };
+    }
 }

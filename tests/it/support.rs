@@ -106,6 +106,11 @@ impl Drop for Lab {
     }
 }
 
+/// Returns true if the long tests were asked for: `scripts/test --long`.
+pub fn is_long() -> bool {
+    std::env::var_os("VMKEEP_TEST_LONG").is_some()
+}
+
 /// A repository and how to call the program on it.
 pub struct Vmkeep {
     pub dir: tempfile::TempDir,
@@ -132,13 +137,23 @@ impl Vmkeep {
 
     /// Returns a command with repository, cache and libvirt set, and nothing of the user's settings.
     pub fn command(&self, args: &[&str]) -> Command {
+        self.command_on(&self.repository(), args)
+    }
+
+    /// Returns where the local index lives.
+    pub fn cache(&self) -> PathBuf {
+        self.path("cache")
+    }
+
+    /// As [`Vmkeep::command`] for a repository elsewhere.
+    pub fn command_on(&self, repository: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(VMKEEP);
         command
             .arg("-r")
-            .arg(self.repository())
+            .arg(repository)
             .args(args)
             .stdin(Stdio::null())
-            .env("VMKEEP_CACHE_DIR", self.path("cache"))
+            .env("VMKEEP_CACHE_DIR", self.cache())
             .env("HOME", self.dir.path())
             .env("TZ", "UTC")
             .env_remove("XDG_CONFIG_HOME")
