@@ -1,6 +1,8 @@
 //! Which bytes of two maps differ.
 
-use crate::error::Result;
+use std::collections::{HashMap, VecDeque};
+
+use crate::error::{Error, FormatFault, Result};
 use crate::extent::ByteRange;
 use crate::format::node::LeafEntry;
 use crate::format::point::Manifest;
@@ -9,6 +11,14 @@ use crate::manifest::geometry::{Geometry, Place};
 use crate::manifest::tree::{Leaf, Tree};
 use crate::manifest::{EntryRef, NodeReader};
 use crate::monitor::Monitor;
+
+/// Pairs of subtrees that are remembered, ...
+const MAX_REMEMBERED: usize = 1 << 14;
+/// ... with what differs, if it is so few ranges.
+const MAX_RANGES: usize = 32;
+/// So many ranges may come from pairs that were met before: a map of a few nodes can describe more of them than any
+/// machine can list.
+const MAX_REPEATED: u64 = 1 << 18;
 
 /// Reports the ranges whose references differ, in order and as long as they go; equal subtrees are not read.
 ///
@@ -31,7 +41,8 @@ pub fn diff(
     let (shorter, longer) = (a.manifest.size.min(b.manifest.size), a.manifest.size.max(b.manifest.size));
     let top = Place { level: a.manifest.height.max(b.manifest.height), number: 0 };
     let (sub_a, sub_b) = (Sub::at_top(&a, top), Sub::at_top(&b, top));
-    let mut differ = Differ { a, b, common: shorter, monitor, out: Joined { pending: None, sink } };
+    let out = Joined { recent: VecDeque::new(), begun: 0, sink };
+    let mut differ = Differ { a, b, common: shorter, monitor, remembered: HashMap::new(), repeated: 0, out };
     differ.compare(top, sub_a, sub_b)?;
     differ.out.push(shorter, longer);
     differ.out.finish();
@@ -39,7 +50,7 @@ pub fn diff(
 }
 
 /// One of the two trees at some place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Sub {
     /// It reads as zero.
     Zero,
@@ -62,12 +73,24 @@ impl Sub {
     }
 }
 
+/// What differs between a pair of subtrees.
+enum Remembered {
+    /// Relative to the place.
+    Ranges(Vec<ByteRange>),
+    /// So many ranges.
+    Many(u64),
+}
+
 struct Differ<'a, 's> {
     a: Tree<'a>,
     b: Tree<'a>,
     /// Bytes that both disks have.
     common: u64,
     monitor: &'a dyn Monitor,
+    /// By level. A disk that repeats itself is compared once.
+    remembered: HashMap<(u8, Sub, Sub), Remembered>,
+    /// Ranges of pairs that were met before.
+    repeated: u64,
     out: Joined<'s>,
 }
 
@@ -82,6 +105,48 @@ impl Differ<'_, '_> {
             return Ok(());
         };
         self.monitor.check()?;
+        // at the disk's end a subtree is cut, and above a root it is not only what its id says
+        let is_whole = self.a.geometry.range(place, u64::MAX >> 1) == Some(range)
+            && a != Sub::AboveRoot
+            && b != Sub::AboveRoot;
+        if !is_whole {
+            return self.compare_anew(place, range, a, b);
+        }
+        let key = (place.level, a, b);
+        match self.remembered.get(&key) {
+            Some(Remembered::Ranges(ranges)) => {
+                self.repeated += ranges.len() as u64;
+                for part in ranges {
+                    self.out.push(range.start() + part.start(), range.start() + part.end());
+                }
+                return self.refuse_endless();
+            }
+            Some(Remembered::Many(count)) => {
+                self.repeated = self.repeated.saturating_add(*count);
+                self.refuse_endless()?;
+                return self.compare_anew(place, range, a, b);
+            }
+            None => {}
+        }
+        let before = self.out.begun;
+        self.compare_anew(place, range, a, b)?;
+        if self.remembered.len() < MAX_REMEMBERED {
+            let few = self.out.since(before, range).map(Remembered::Ranges);
+            self.remembered.insert(key, few.unwrap_or(Remembered::Many(self.out.begun - before)));
+        }
+        Ok(())
+    }
+
+    fn refuse_endless(&self) -> Result<()> {
+        if self.repeated <= MAX_REPEATED {
+            return Ok(());
+        }
+        let found = format!("more than {MAX_REPEATED} of the same ranges");
+        let what = "a comparison of maps that repeat themselves";
+        Err(Error::malformed("the maps", FormatFault::Invalid { what, found }))
+    }
+
+    fn compare_anew(&mut self, place: Place, range: ByteRange, a: Sub, b: Sub) -> Result<()> {
         if place.level == 0 {
             let (a, b) = (leaf_of(&self.a, place, a)?, leaf_of(&self.b, place, b)?);
             self.compare_leaves(range, a.as_ref(), b.as_ref());
@@ -163,25 +228,45 @@ impl<'a> Pieces<'a> {
 
 /// Joins ranges that touch.
 struct Joined<'s> {
-    pending: Option<ByteRange>,
+    /// The last ranges; the newest may still grow and was not handed on.
+    recent: VecDeque<ByteRange>,
+    /// How many ranges were begun.
+    begun: u64,
     sink: &'s mut dyn FnMut(ByteRange),
 }
 
 impl Joined<'_> {
     fn push(&mut self, start: u64, end: u64) {
         let Some(range) = ByteRange::between(start, end) else { return };
-        self.pending = match self.pending {
-            Some(before) if before.end() == start => ByteRange::between(before.start(), end),
-            Some(before) => {
-                (self.sink)(before);
-                Some(range)
+        if let Some(last) = self.recent.back_mut() {
+            if last.end() == start {
+                *last = ByteRange::between(last.start(), end).unwrap_or(*last);
+                return;
             }
-            None => Some(range),
-        };
+            (self.sink)(*last);
+        }
+        self.recent.push_back(range);
+        self.begun += 1;
+        if self.recent.len() > MAX_RANGES + 1 {
+            self.recent.pop_front();
+        }
+    }
+
+    /// Returns what of `within` was pushed since so many ranges had been begun, relative to it; `None` if it is too much.
+    /// Nothing behind `within` has been pushed yet.
+    fn since(&self, begun: u64, within: ByteRange) -> Option<Vec<ByteRange>> {
+        // one more: the range before may have grown into it
+        let count = usize::try_from(self.begun - begun).ok().filter(|count| *count <= MAX_RANGES)? + 1;
+        let skip = self.recent.len().saturating_sub(count);
+        let inside = self.recent.iter().skip(skip).filter_map(|range| range.intersection(&within));
+        let relative = inside.filter_map(|range| {
+            ByteRange::between(range.start() - within.start(), range.end() - within.start())
+        });
+        Some(relative.collect())
     }
 
     fn finish(&mut self) {
-        if let Some(range) = self.pending.take() {
+        if let Some(range) = self.recent.pop_back() {
             (self.sink)(range);
         }
     }

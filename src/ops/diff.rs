@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::error::{Context, Error, Result};
 use crate::extent::{ByteRange, RangeSet};
 use crate::format::point::{Manifest, PointRecord};
-use crate::manifest::{self, Cursor, EntryRef};
+use crate::manifest;
 use crate::monitor::Monitor;
 use crate::repo::Repository;
 use crate::repo::reader::ChunkReader;
@@ -84,7 +84,7 @@ pub fn diff_manifests(
 /// Calls `sink` with every range of a disk that holds data, in order; touching ranges are joined.
 ///
 /// # Errors
-/// Those of reading metadata, and of `sink`.
+/// Those of reading metadata; the first of `sink`, after which it is not called again.
 pub fn data_extents(
     repository: &Repository,
     disk: &Manifest,
@@ -93,23 +93,41 @@ pub fn data_extents(
 ) -> Result<()> {
     let (_, view) = repository.refresh(monitor)?;
     let reader = ChunkReader::new(repository, &view);
-    let Some(whole) = ByteRange::new(0, disk.size) else { return Ok(()) };
-    let mut open: Option<ByteRange> = None;
-    let mut cursor = Cursor::new(repository.geometry(), disk, &reader)?;
-    for piece in cursor.entries(whole) {
-        let (range, entry) = piece?;
-        if entry == EntryRef::Zero {
-            continue;
+    let mut failed = None;
+    let mut take = |range| {
+        if failed.is_none() {
+            failed = sink(range).err();
         }
-        monitor.check()?;
-        open = match open.take() {
-            Some(last) if last.end() == range.start() => ByteRange::between(last.start(), range.end()),
-            Some(last) => {
-                sink(last)?;
-                Some(range)
-            }
-            None => Some(range),
-        };
-    }
-    open.map_or(Ok(()), sink)
+    };
+    differences_to_zero(repository, &reader, disk, monitor, &mut take)?;
+    failed.map_or(Ok(()), Err)
+}
+
+/// Returns how many bytes of a disk hold data.
+///
+/// # Errors
+/// Those of reading metadata.
+pub fn data_len(
+    repository: &Repository,
+    reader: &ChunkReader<'_>,
+    disk: &Manifest,
+    monitor: &dyn Monitor,
+) -> Result<u64> {
+    let mut len: u64 = 0;
+    differences_to_zero(repository, reader, disk, monitor, &mut |range| {
+        len = len.saturating_add(range.len())
+    })?;
+    Ok(len)
+}
+
+/// What holds data is what differs from a disk of that size on which everything is zero.
+fn differences_to_zero(
+    repository: &Repository,
+    reader: &ChunkReader<'_>,
+    disk: &Manifest,
+    monitor: &dyn Monitor,
+    sink: &mut dyn FnMut(ByteRange),
+) -> Result<()> {
+    let zero = Manifest { root: None, ..*disk };
+    manifest::diff(repository.geometry(), &zero, disk, reader, monitor, sink)
 }

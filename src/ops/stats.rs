@@ -10,6 +10,7 @@ use crate::format::name::Folder;
 use crate::id::{ChunkId, PointId};
 use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::Monitor;
+use crate::ops::diff::data_len;
 use crate::repo::Repository;
 use crate::repo::reader::ChunkReader;
 
@@ -51,6 +52,8 @@ pub fn stats(repository: &Repository, points: &[PointId], monitor: &dyn Monitor)
             report.disk_bytes = report.disk_bytes.saturating_add(disk.manifest.size);
         }
         for manifest in entry.record.manifests() {
+            let data = data_len(repository, &reader, manifest, monitor)?;
+            report.data_bytes = report.data_bytes.saturating_add(data);
             let mut counter = Counter {
                 reader: &reader,
                 monitor,
@@ -90,23 +93,22 @@ impl Counter<'_, '_> {
 
 impl Visitor for Counter<'_, '_> {
     fn node(&mut self, node: NodeAt) -> Result<bool> {
-        if self.seen.insert(node.id) {
+        let is_new = self.seen.insert(node.id);
+        if is_new {
             let places = self.reader.locate(&[node.id])?.pop().unwrap_or_default();
             self.report.node_bytes += places.first().map_or(0, |place| u64::from(place.len));
         }
-        // below a known node there is nothing new, but every point's data is counted
-        Ok(true)
+        Ok(is_new)
     }
 
-    fn entry(&mut self, range: ByteRange, entry: EntryRef) -> Result<()> {
-        if let EntryRef::Chunk { id, .. } = entry {
-            self.report.data_bytes = self.report.data_bytes.saturating_add(range.len());
-            if self.seen.insert(id) {
-                self.report.unique_chunks += 1;
-                self.pending.push(id);
-                if self.pending.len() >= BATCH_ENTRIES {
-                    return self.look_up();
-                }
+    fn entry(&mut self, _range: ByteRange, entry: EntryRef) -> Result<()> {
+        if let EntryRef::Chunk { id, .. } = entry
+            && self.seen.insert(id)
+        {
+            self.report.unique_chunks += 1;
+            self.pending.push(id);
+            if self.pending.len() >= BATCH_ENTRIES {
+                return self.look_up();
             }
         }
         Ok(())

@@ -8,6 +8,7 @@ mod fixtures;
 mod format;
 mod guest;
 mod hostile_bytes;
+mod hostile_repository;
 mod house;
 mod killed;
 mod order_of_writes;

@@ -8,11 +8,11 @@ use serde::Serialize;
 
 use crate::error::{Context, Error, Result};
 use crate::extent::ByteRange;
-use crate::format::point::{DiskRecord, Manifest, PointRecord};
-use crate::manifest::{Cursor, EntryRef};
+use crate::format::point::{DiskRecord, PointRecord};
 use crate::monitor::Monitor;
 pub use crate::ops::content::OnDamage;
 use crate::ops::content::{DiskRead, Sink, read_disk};
+use crate::ops::diff::data_len;
 use crate::repo::Repository;
 use crate::repo::reader::ChunkReader;
 use target::{DiskTarget, open_target};
@@ -104,7 +104,7 @@ pub fn restore(
     }
     for (disk, path) in jobs {
         let read = if options.dry_run {
-            let data_bytes = data_len(repository, &reader, &disk.manifest)?;
+            let data_bytes = data_len(repository, &reader, &disk.manifest, monitor)?;
             DiskRead { data_bytes, ..DiskRead::default() }
         } else {
             restore_disk(repository, &reader, record, disk, &path, options, monitor)?
@@ -160,19 +160,6 @@ fn plan<'a>(record: &'a PointRecord, options: &RestoreOptions) -> Result<Vec<(&'
 /// Returns the map of what is missing: a line for each range, its first byte and its length in decimal digits.
 fn missing_map(missing: &[(u64, u64)]) -> String {
     missing.iter().map(|(start, len)| format!("{start} {len}\n")).collect()
-}
-
-fn data_len(repository: &Repository, reader: &ChunkReader<'_>, manifest: &Manifest) -> Result<u64> {
-    let Some(whole) = ByteRange::new(0, manifest.size) else { return Ok(0) };
-    let mut cursor = Cursor::new(repository.geometry(), manifest, reader)?;
-    let mut total = 0;
-    for piece in cursor.entries(whole) {
-        let (range, entry) = piece?;
-        if entry != EntryRef::Zero {
-            total += range.len();
-        }
-    }
-    Ok(total)
 }
 
 fn restore_disk(
