@@ -3,9 +3,11 @@
 
 mod backup;
 mod cat;
+mod checkpoints;
 mod completions;
 mod config;
 mod diff;
+mod doctor;
 mod exit;
 mod forget;
 mod init;
@@ -113,6 +115,10 @@ enum Command {
     /// Check the repository without changing it
     #[command(visible_alias = "check")]
     Verify(verify::Args),
+    /// List a domain's checkpoints and bitmaps beside the points that left them
+    Checkpoints(checkpoints::Args),
+    /// Find out what is wrong with host and domains, and mend it
+    Doctor(doctor::Args),
     /// Print a decoded object or the content of a chunk
     Cat(cat::Args),
     /// Look at the settings
@@ -165,6 +171,8 @@ fn dispatch(command: &Command, app: &App) -> Result<Exit> {
         Command::Forget(args) => forget::run(args, app),
         Command::Prune(args) => prune::run(args, app),
         Command::Verify(args) => verify::run(args, app),
+        Command::Checkpoints(args) => checkpoints::run(args, app),
+        Command::Doctor(args) => doctor::run(args, app),
         Command::Cat(args) => cat::run(args, app),
         Command::Config(command) => config::run(command, app),
         Command::Completions(args) => completions::run(args, app),

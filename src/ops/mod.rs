@@ -2,7 +2,11 @@
 
 pub mod backup;
 pub mod cat;
+#[cfg(feature = "libvirt")]
+pub mod checkpoints;
 pub mod diff;
+#[cfg(feature = "libvirt")]
+pub mod doctor;
 pub mod explain;
 pub mod forget;
 pub mod levels;

@@ -106,7 +106,7 @@ fn checkpoint_name(repository: RepositoryId, point: PointId) -> String {
 }
 
 /// Returns what the names of all of a repository's checkpoints begin with.
-fn checkpoint_prefix(repository: RepositoryId) -> String {
+pub(in crate::ops) fn checkpoint_prefix(repository: RepositoryId) -> String {
     let hex = repository.to_hex();
     format!("vmkeep-{}-", hex.get(..8).unwrap_or(&hex))
 }
@@ -118,18 +118,11 @@ fn request(
     plan: &LevelPlan,
     new_checkpoint: Option<String>,
 ) -> BackupRequest {
-    let base = |entry: &PointEntry| {
-        let tracked = entry.record.disks.iter().filter(|disk| disk.has_bitmap);
-        Some(BaseCheckpoint {
-            name: entry.record.checkpoint.clone()?,
-            disks: tracked.map(|disk| (disk.target.clone(), disk.manifest.size)).collect(),
-        })
-    };
     BackupRequest {
         domain: options.domain.clone(),
         include: options.include.clone(),
         exclude: options.exclude.clone(),
-        bases: plan.tracked.iter().filter_map(base).collect(),
+        bases: plan.tracked.iter().filter_map(base_checkpoint).collect(),
         new_checkpoint,
         freeze: options.freeze,
         pause: options.pause,
@@ -137,6 +130,15 @@ fn request(
         checkpoint_prefix: checkpoint_prefix(repository.id()),
         known_checkpoints: points.iter().filter_map(|entry| entry.record.checkpoint.clone()).collect(),
     }
+}
+
+/// Returns the checkpoint that a point left.
+pub(in crate::ops) fn base_checkpoint(entry: &PointEntry) -> Option<BaseCheckpoint> {
+    let tracked = entry.record.disks.iter().filter(|disk| disk.has_bitmap);
+    Some(BaseCheckpoint {
+        name: entry.record.checkpoint.clone()?,
+        disks: tracked.map(|disk| (disk.target.clone(), disk.manifest.size)).collect(),
+    })
 }
 
 fn point_job(
