@@ -15,7 +15,8 @@ pub enum Exit {
     Done = 0,
     Failed = 1,
     Usage = 2,
-    /// Finished, but something was left out or, with `--strict`, not done as it was asked for.
+    /// Finished, but something was left out or, with `--strict`, not done as it was asked for; `doctor` left something
+    /// that is wrong.
     Incomplete = 3,
     Damage = 4,
     NoRepository = 10,

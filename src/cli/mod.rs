@@ -3,9 +3,11 @@
 
 mod backup;
 mod cat;
+mod checkpoints;
 mod completions;
 mod config;
 mod diff;
+mod doctor;
 mod exit;
 mod forget;
 mod hold;
@@ -124,6 +126,10 @@ enum Command {
     /// Look for what is lost and store it again
     #[command(subcommand)]
     Repair(repair::Command),
+    /// List a domain's checkpoints and bitmaps beside the points that left them
+    Checkpoints(checkpoints::Args),
+    /// Find out what is wrong with host and domains, and mend it
+    Doctor(doctor::Args),
     /// Print a decoded object or the content of a chunk
     Cat(cat::Args),
     /// Look at the settings
@@ -180,6 +186,8 @@ fn dispatch(command: &Command, app: &App) -> Result<Exit> {
         Command::Prune(args) => prune::run(args, app),
         Command::Verify(args) => verify::run(args, app),
         Command::Repair(command) => repair::run(command, app),
+        Command::Checkpoints(args) => checkpoints::run(args, app),
+        Command::Doctor(args) => doctor::run(args, app),
         Command::Cat(args) => cat::run(args, app),
         Command::Config(command) => config::run(command, app),
         Command::Completions(args) => completions::run(args, app),

@@ -3,8 +3,12 @@
 pub mod against;
 pub mod backup;
 pub mod cat;
+#[cfg(feature = "libvirt")]
+pub mod checkpoints;
 pub mod content;
 pub mod diff;
+#[cfg(feature = "libvirt")]
+pub mod doctor;
 pub mod explain;
 pub mod forget;
 pub mod freed;

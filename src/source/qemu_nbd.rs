@@ -24,6 +24,10 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(300);
 /// How often a server is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// What the names of the directories begin with in which servers listen.
+const DIRECTORY_PREFIX: &str = "vmkeep-nbd.";
+/// How old a directory without a server has to be until it is nobody's: a server that starts has none yet.
+const UNSTARTED_AGE: Duration = Duration::from_secs(3600);
 /// What is kept of a program's messages, bytes.
 const MAX_MESSAGES_LEN: u64 = 4096;
 
@@ -80,6 +84,54 @@ fn run(command: &mut Command) -> Result<()> {
         return Ok(());
     }
     Err(Error::Command { program, status: status.to_string(), stderr: first_messages(&mut messages) })
+}
+
+/// Returns the version that `qemu-img` or `qemu-nbd` says it is, such as "10.0.2".
+///
+/// # Errors
+/// [`Error::Refused`] if it is not installed; [`Error::Command`].
+pub fn tool_version(program: &str) -> Result<String> {
+    let output = Command::new(program)
+        .arg("--version")
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| cannot_run(program, error))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // "qemu-img version 10.0.2 (Debian 1:10.0.2+ds-2)", and of qemu-nbd without "version"
+    let is_version = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.');
+    let found = text.lines().next().and_then(|line| line.split_whitespace().find(is_version));
+    found.map(str::to_owned).ok_or_else(|| Error::Command {
+        program: program.to_owned(),
+        status: output.status.to_string(),
+        stderr: format!("it does not say its version: {}", text.trim()),
+    })
+}
+
+/// Returns the directories below `parent` in which a server listened that is gone. `now_ms` is since 1970.
+pub fn stale_directories(parent: &Path, now_ms: i64) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(parent) else { return Vec::new() };
+    let named = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with(DIRECTORY_PREFIX))
+    };
+    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(named).collect();
+    found.retain(|path| is_stale(path, now_ms));
+    found.sort();
+    found
+}
+
+/// A number that another process got meanwhile keeps a directory, which does no harm.
+fn is_stale(directory: &Path, now_ms: i64) -> bool {
+    if let Ok(text) = std::fs::read_to_string(directory.join("pid")) {
+        let process = text.trim().parse().ok().and_then(rustix::process::Pid::from_raw);
+        let alive = process.map(rustix::process::test_kill_process);
+        return alive == Some(Err(rustix::io::Errno::SRCH));
+    }
+    let Ok(metadata) = std::fs::symlink_metadata(directory) else { return false };
+    let modified_ms = std::os::unix::fs::MetadataExt::mtime(&metadata).saturating_mul(1000);
+    let age = u64::try_from(now_ms.saturating_sub(modified_ms)).unwrap_or(0);
+    metadata.is_dir() && Duration::from_millis(age) > UNSTARTED_AGE
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
@@ -140,7 +192,7 @@ impl QemuNbd {
         let driver = if host_device { "host_device" } else { "file" };
         let description = json!({ "driver": format, "file": { "driver": driver, "filename": file } });
         let directory = tempfile::Builder::new()
-            .prefix("vmkeep-nbd.")
+            .prefix(DIRECTORY_PREFIX)
             .tempdir()
             .map_err(|error| Error::io("create", "a temporary directory", error))?;
         let socket = directory.path().join("s");
@@ -237,5 +289,38 @@ impl Drop for QemuNbd {
         // it has ended already, or is of no use any more
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_dead_servers_left_is_found() {
+        let parent = tempfile::tempdir().unwrap();
+        let make = |name: &str, process: Option<&str>| {
+            let path = parent.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            process.into_iter().for_each(|id| std::fs::write(path.join("pid"), id).unwrap());
+            path
+        };
+        let mut child = Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let dead = make("vmkeep-nbd.dead", Some(&format!("{}\n", child.id())));
+        make("vmkeep-nbd.alive", Some(&std::process::id().to_string()));
+        make("other", Some("1"));
+        let young = make("vmkeep-nbd.young", None);
+        let made = std::os::unix::fs::MetadataExt::mtime(&std::fs::metadata(&young).unwrap()) * 1000;
+        assert_eq!(stale_directories(parent.path(), made).len(), 1);
+        assert_eq!(stale_directories(parent.path(), made + 3_700_000), [dead, young]);
+    }
+
+    #[test]
+    fn the_tools_say_what_they_are() {
+        let version = tool_version("qemu-img").unwrap();
+        assert!(version.split('.').count() >= 2, "{version}");
+        let error = tool_version("no-such-program").unwrap_err();
+        assert!(error.to_string().contains("not installed"), "{error}");
     }
 }

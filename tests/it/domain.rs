@@ -395,3 +395,27 @@ fn firmware_variables_and_xml_come_back() {
         assert_eq!(target.join("domain-live.xml").exists(), power == "running");
     }
 }
+
+#[test]
+fn a_point_is_compared_with_the_running_domain() {
+    let mut scene = Scene::new("against", &["vda:qcow2:8M", "vdb:raw:4M"]);
+    scene.write("vda", "1M", "256k", "0x31");
+    scene.write("vdb", "0", "64k", "0x32");
+    let first = point(&scene.backup(&[]));
+    let same = |id: &str| scene.vmkeep.json_with_code(&["verify", id, "--against", "against"]);
+    let (said, code) = same(&first);
+    assert_eq!(code, 0, "{said}");
+    scene.write("vda", "2M", "4k", "0x33");
+    let (said, code) = same(&first);
+    let vda = &said["disks"][0];
+    // the bitmap says that it was written
+    assert_eq!((code, &vda["written_bytes"], &vda["untracked"]), (0, &4096.into(), &false.into()), "{said}");
+    scene.write("vdb", "1M", "8k", "0x34");
+    let (said, code) = same(&first);
+    assert_eq!((code, &said["disks"][1]["differing"]), (4, &serde_json::json!([[1 << 20, 8192]])), "{said}");
+    assert_eq!(said["disks"][1]["untracked"], true);
+    // nothing is left of the comparison
+    assert_eq!(scene.lab.checkpoints("against").len(), 1);
+    let next = scene.backup(&[]);
+    assert_eq!(Scene::reason(&next, "vda"), None);
+}

@@ -3,6 +3,7 @@
 mod cli;
 mod damage;
 mod decoder;
+mod doctor;
 mod domain;
 mod fixtures;
 mod format;

@@ -107,7 +107,7 @@ fn checkpoint_name(repository: RepositoryId, point: PointId) -> String {
 }
 
 /// Returns what the names of all of a repository's checkpoints begin with.
-fn checkpoint_prefix(repository: RepositoryId) -> String {
+pub(in crate::ops) fn checkpoint_prefix(repository: RepositoryId) -> String {
     let hex = repository.to_hex();
     format!("vmkeep-{}-", hex.get(..8).unwrap_or(&hex))
 }
@@ -119,18 +119,11 @@ fn request(
     plan: &LevelPlan,
     new_checkpoint: Option<String>,
 ) -> BackupRequest {
-    let base = |entry: &PointEntry| {
-        let tracked = entry.record.disks.iter().filter(|disk| disk.has_bitmap);
-        Some(BaseCheckpoint {
-            name: entry.record.checkpoint.clone()?,
-            disks: tracked.map(|disk| (disk.target.clone(), disk.manifest.size)).collect(),
-        })
-    };
     BackupRequest {
         domain: options.domain.clone(),
         include: options.include.clone(),
         exclude: options.exclude.clone(),
-        bases: plan.tracked.iter().filter_map(base).collect(),
+        bases: plan.tracked.iter().filter_map(|entry| base_checkpoint(&entry.record)).collect(),
         new_checkpoint,
         freeze: options.freeze,
         pause: options.pause,
@@ -150,16 +143,11 @@ pub(in crate::ops) fn compare_request(
     domain: &str,
 ) -> BackupRequest {
     let points = usable_points(catalog, view, domain);
-    let tracked = record.disks.iter().filter(|disk| disk.has_bitmap);
-    let base = record.checkpoint.clone().map(|name| BaseCheckpoint {
-        name,
-        disks: tracked.map(|disk| (disk.target.clone(), disk.manifest.size)).collect(),
-    });
     BackupRequest {
         domain: domain.to_owned(),
         include: disk.map(str::to_owned).into_iter().collect(),
         exclude: Vec::new(),
-        bases: base.into_iter().collect(),
+        bases: base_checkpoint(record).into_iter().collect(),
         new_checkpoint: None,
         freeze: Freeze::No,
         pause: false,
@@ -167,6 +155,15 @@ pub(in crate::ops) fn compare_request(
         checkpoint_prefix: checkpoint_prefix(repository.id()),
         known_checkpoints: points.iter().filter_map(|entry| entry.record.checkpoint.clone()).collect(),
     }
+}
+
+/// Returns the checkpoint that a point left.
+pub(in crate::ops) fn base_checkpoint(record: &PointRecord) -> Option<BaseCheckpoint> {
+    let tracked = record.disks.iter().filter(|disk| disk.has_bitmap);
+    Some(BaseCheckpoint {
+        name: record.checkpoint.clone()?,
+        disks: tracked.map(|disk| (disk.target.clone(), disk.manifest.size)).collect(),
+    })
 }
 
 fn point_job(

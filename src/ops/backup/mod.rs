@@ -11,6 +11,8 @@ mod image;
 pub(in crate::ops) use domain::compare_request;
 #[cfg(feature = "libvirt")]
 pub use domain::{DomainBackupOptions, backup_domain};
+#[cfg(feature = "libvirt")]
+pub(in crate::ops) use domain::{base_checkpoint, checkpoint_prefix};
 pub(in crate::ops) use image::open as open_image_input;
 pub use image::{ImageBackupOptions, ImageInput, backup_image};
 
@@ -21,7 +23,7 @@ use crate::repo::view::View;
 
 /// Returns the points of a domain that may serve as base or predecessor, oldest first: committed, not forgotten,
 /// and in no mark of a prune.
-fn usable_points(catalog: &Catalog, view: &View, domain: &str) -> Vec<PointEntry> {
+pub(in crate::ops) fn usable_points(catalog: &Catalog, view: &View, domain: &str) -> Vec<PointEntry> {
     let marked = &view.marks().points;
     let of_domain = catalog.points().iter().filter(|entry| entry.record.domain == domain);
     of_domain.filter(|entry| !marked.contains(&entry.record.id)).cloned().collect()

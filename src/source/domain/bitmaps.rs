@@ -13,6 +13,8 @@ pub(super) struct Bitmap {
     pub name: String,
     /// It is sound and recording.
     pub serves: bool,
+    /// A QEMU has it in use, or died when it had: of a domain that is off, it is inconsistent.
+    pub in_use: bool,
 }
 
 #[derive(Deserialize)]
@@ -58,8 +60,22 @@ fn run(command: &mut Command) -> Result<Vec<u8>> {
 /// # Errors
 /// [`Error::Command`] with what `qemu-img` says, as for the others.
 pub(super) fn list(image: &Path) -> Result<Vec<Vec<Bitmap>>> {
+    list_with(image, &[])
+}
+
+/// As [`list`], of an image that a QEMU has open. It shows the bitmaps that were there when that QEMU opened it and
+/// were not removed since, all of them in use; new ones are written when it closes the image.
+///
+/// # Errors
+/// As [`list`].
+pub(super) fn list_in_use(image: &Path) -> Result<Vec<Vec<Bitmap>>> {
+    list_with(image, &["--force-share"])
+}
+
+fn list_with(image: &Path, options: &[&str]) -> Result<Vec<Vec<Bitmap>>> {
     let out = run(Command::new("qemu-img")
         .args(["info", "--output=json", "--backing-chain", "-f", "qcow2"])
+        .args(options)
         .arg(image))?;
     let chain: Vec<Info> = serde_json::from_slice(&out).map_err(|error| Error::Command {
         program: "qemu-img".into(),
@@ -71,7 +87,10 @@ pub(super) fn list(image: &Path) -> Result<Vec<Vec<Bitmap>>> {
         let flag = |raw: &RawBitmap, name: &str| raw.flags.iter().any(|flag| flag == name);
         let found = found.unwrap_or_default().into_iter();
         found
-            .map(|raw| Bitmap { serves: flag(&raw, "auto") && !flag(&raw, "in-use"), name: raw.name })
+            .map(|raw| {
+                let in_use = flag(&raw, "in-use");
+                Bitmap { serves: flag(&raw, "auto") && !in_use, in_use, name: raw.name }
+            })
             .collect()
     };
     Ok(chain.into_iter().map(of).collect())

@@ -66,7 +66,17 @@ pub(super) fn delete_running(guest: &Guest, name: &str) -> Result<()> {
     if let Err(second) = guest.checkpoint_delete(name, true) {
         return if second.code == NO_DOMAIN_CHECKPOINT { Ok(()) } else { Err(at(fault, name, guest)) };
     }
-    for target in &targets {
+    let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+    delete_parts(guest, name, &targets)
+}
+
+/// Removes the bitmaps called `name` from disks of a running domain, as far as they are there. libvirt must not know
+/// a checkpoint of that name; it is told of one, a disk at a time, only for it to be deleted.
+///
+/// # Errors
+/// What libvirt says.
+pub(super) fn delete_parts(guest: &Guest, name: &str, targets: &[&str]) -> Result<()> {
+    for target in targets {
         let alone = xml::write_redefined(name, &[target], None, 0);
         if guest.checkpoint_redefine(&alone, false).is_ok() && guest.checkpoint_delete(name, false).is_err() {
             guest.checkpoint_delete(name, true).map_err(|fault| at(fault, name, guest))?;

@@ -6,7 +6,7 @@
 
 #![allow(unsafe_code)] // the calls below are C
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_longlong, c_uint, c_void};
 use std::fmt;
 use std::ptr;
 
@@ -22,6 +22,8 @@ pub(super) const NO_DOMAIN: i32 = 42;
 pub(super) const OPERATION_INVALID: i32 = 55;
 /// `VIR_ERR_ARGUMENT_UNSUPPORTED`: among others, no guest agent is configured.
 pub(super) const ARGUMENT_UNSUPPORTED: i32 = 74;
+/// `VIR_ERR_AGENT_UNRESPONSIVE`
+pub(super) const AGENT_UNRESPONSIVE: i32 = 86;
 /// `VIR_ERR_NO_DOMAIN_CHECKPOINT`
 pub(super) const NO_DOMAIN_CHECKPOINT: i32 = 103;
 /// `VIR_ERR_NO_DOMAIN_BACKUP`
@@ -228,6 +230,40 @@ impl Guest {
         })
     }
 
+    /// Returns true if the domain is off since its QEMU was killed, or the host crashed.
+    pub fn has_crashed(&self) -> Answer<bool> {
+        let (mut state, mut reason): (c_int, c_int) = (0, 0);
+        // SAFETY: both pointers are to integers of ours.
+        succeeded(unsafe { sys::virDomainGetState(self.pointer(), &mut state, &mut reason, 0) })?;
+        let (state, reason) = (u32::try_from(state), u32::try_from(reason));
+        Ok(state == Ok(sys::VIR_DOMAIN_SHUTOFF) && reason == Ok(sys::VIR_DOMAIN_SHUTOFF_CRASHED))
+    }
+
+    /// Asks the guest agent for the time: it answers, or what libvirt says tells why not. Unlike a command of
+    /// our own to the agent this leaves no mark on the domain.
+    pub fn agent_time(&self) -> Answer<()> {
+        let (mut seconds, mut nanoseconds): (c_longlong, c_uint) = (0, 0);
+        // SAFETY: both pointers are to integers of ours.
+        succeeded(unsafe { sys::virDomainGetTime(self.pointer(), &mut seconds, &mut nanoseconds, 0) })?;
+        Ok(())
+    }
+
+    /// Gives QEMU's monitor a command. From then on libvirt calls the domain tainted ("custom-monitor").
+    pub fn ask_monitor(&self, command: &str) -> Answer<String> {
+        let command = c_string(command)?;
+        let mut answer: *mut c_char = ptr::null_mut();
+        // SAFETY: the command is a C string; libvirt stores a string in `answer` that is ours if it succeeds.
+        unsafe {
+            succeeded(sys::virDomainQemuMonitorCommand(
+                self.pointer(),
+                command.as_ptr(),
+                &mut answer,
+                sys::VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT,
+            ))?;
+        }
+        take_string(answer)
+    }
+
     /// Returns the domain's XML with its secrets: without them it could not be defined again.
     pub fn xml(&self, config: Config) -> Answer<String> {
         let which = if config == Config::Inactive { sys::VIR_DOMAIN_XML_INACTIVE } else { 0 };
@@ -399,6 +435,7 @@ mod tests {
             (NO_DOMAIN, sys::VIR_ERR_NO_DOMAIN),
             (OPERATION_INVALID, sys::VIR_ERR_OPERATION_INVALID),
             (ARGUMENT_UNSUPPORTED, sys::VIR_ERR_ARGUMENT_UNSUPPORTED),
+            (AGENT_UNRESPONSIVE, sys::VIR_ERR_AGENT_UNRESPONSIVE),
             (NO_DOMAIN_CHECKPOINT, sys::VIR_ERR_NO_DOMAIN_CHECKPOINT),
             (NO_DOMAIN_BACKUP, sys::VIR_ERR_NO_DOMAIN_BACKUP),
             (CHECKPOINT_INCONSISTENT, sys::VIR_ERR_CHECKPOINT_INCONSISTENT),

@@ -27,9 +27,9 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 const RESTARTING: Duration = Duration::from_secs(20);
 const BETWEEN_CONNECTIONS: Duration = Duration::from_secs(1);
 /// With less space for scratch files than this no backup begins: when it runs out, the guest's writes fail.
-const MIN_SCRATCH_BYTES: u64 = 256 << 20;
+pub(super) const MIN_SCRATCH_BYTES: u64 = 256 << 20;
 /// The part of the disks that may be overwritten during a backup before somebody should have been warned.
-const SCRATCH_SHARE: u64 = 10;
+pub(super) const SCRATCH_SHARE: u64 = 10;
 
 /// A job of ours; dropped before it was finished, it is undone.
 pub(super) struct LiveJob {
@@ -371,7 +371,7 @@ fn open_disks(
 }
 
 /// Ends the job that listens at `socket`; returns false if it was gone.
-fn stop(guest: &Guest, socket: &Path) -> Result<bool> {
+pub(super) fn stop(guest: &Guest, socket: &Path) -> Result<bool> {
     let runs = || -> Result<bool> {
         match guest.backup_xml() {
             Ok(Some(text)) => Ok(xml::read_backup_socket(guest.name(), &text)?.as_deref() == Some(socket)),

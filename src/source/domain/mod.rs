@@ -17,6 +17,9 @@ mod checkpoints;
 mod disk;
 mod ffi;
 mod live;
+mod look;
+mod mend;
+mod monitor_answer;
 mod offline;
 mod plan;
 mod quiesce;
@@ -31,6 +34,17 @@ use crate::monitor::Monitor;
 use crate::source::DiskSource;
 
 use ffi::{Guest, Power};
+pub use look::{
+    AgentFacts, BitmapFacts, BitmapState, CheckpointFacts, DiskFacts, DomainFacts, JobFacts, Version,
+    Versions,
+};
+pub use workdir::{JobDir, JobDirState, ScratchPlace, belongs_to, job_dirs, remove_job_dir, scratch_place};
+
+/// With less space for scratch files than this, or than its disks have if that is less, no backup of a running domain
+/// begins, bytes.
+pub const MIN_SCRATCH_BYTES: u64 = live::MIN_SCRATCH_BYTES;
+/// With less space for scratch files than this part of its disks a backup warns.
+pub const SCRATCH_SHARE: u64 = live::SCRATCH_SHARE;
 
 /// The largest NVRAM that is kept, in bytes; UEFI's have at most 540 KiB.
 pub const MAX_NVRAM_BYTES: u64 = 16 << 20;

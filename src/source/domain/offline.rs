@@ -206,12 +206,27 @@ pub(super) fn owned(guest: &Guest, prefix: &str) -> Result<Vec<String>> {
     Ok(names.into_iter().collect())
 }
 
-fn delete_from(guest: &Guest, images: &[Image], name: &str) -> Result<()> {
+/// Removes the bitmaps called `name` from disks of a domain that is off, as far as they are there.
+///
+/// # Errors
+/// What libvirt and qemu-img say.
+pub(super) fn remove_bitmaps(guest: &Guest, name: &str, targets: &[&str]) -> Result<()> {
+    let mut images = images_with_bitmaps(guest)?;
+    images.retain(|image| targets.contains(&image.target.as_str()));
+    remove_from(&images, name)
+}
+
+fn remove_from(images: &[Image], name: &str) -> Result<()> {
     for image in images {
         if image.bitmaps.first().is_some_and(|list| list.iter().any(|bitmap| bitmap.name == name)) {
             bitmaps::remove(&image.path, name)?;
         }
     }
+    Ok(())
+}
+
+fn delete_from(guest: &Guest, images: &[Image], name: &str) -> Result<()> {
+    remove_from(images, name)?;
     match guest.checkpoint_delete(name, true) {
         Ok(()) => Ok(()),
         Err(fault) if fault.code == NO_DOMAIN_CHECKPOINT => Ok(()),

@@ -62,7 +62,7 @@ fn refused(object: &str, reason: String) -> Error {
 }
 
 /// Returns why a disk is never backed up.
-fn obstacle(disk: &DiskXml) -> Option<String> {
+pub(super) fn obstacle(disk: &DiskXml) -> Option<String> {
     match &disk.device {
         Device::Other(device) if device == "lun" => {
             return Some("it is a SCSI device that is passed through".into());

@@ -126,7 +126,7 @@ fn read_nvram(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Returns true if an image is known to be of a version without bitmaps; one that cannot be read is not.
-fn is_old_qcow2(path: &Path) -> bool {
+pub(super) fn is_old_qcow2(path: &Path) -> bool {
     let mut head = [0_u8; 8];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
     let ([a, b, c, d, version @ ..], Ok(())) = (head, read) else { return false };

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock, statvfs};
@@ -33,6 +34,120 @@ pub(super) struct WorkDir {
     // held as long as it is open; read by nobody but tests
     #[cfg_attr(not(test), allow(dead_code))]
     lock: File,
+}
+
+/// How old a directory that never got its name has to be until it is nobody's, seconds. Making one takes less than a
+/// second.
+const UNFINISHED_SECONDS: i64 = 3600;
+
+/// What is known of a directory of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobDirState {
+    /// The vmkeep that made it is at work.
+    InUse,
+    /// That vmkeep is gone, but something listens at the socket: its backup job goes on.
+    Serving,
+    /// Nobody needs it.
+    Dead,
+}
+
+/// A directory that a backup job had for its socket and its scratch files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobDir {
+    pub path: PathBuf,
+    /// The first eight digits of the domain's UUID; empty if it never got that far.
+    pub uuid_digits: String,
+    /// What its files take.
+    pub bytes: u64,
+    pub state: JobDirState,
+}
+
+/// Returns the directories of jobs in `parent`; those that cannot be looked at are left out, and so are those that
+/// are being made. `now` is in seconds since the epoch.
+pub fn job_dirs(parent: &Path, now: i64) -> Vec<JobDir> {
+    let Ok(entries) = fs::read_dir(parent) else { return Vec::new() };
+    let mut found: Vec<JobDir> = entries.flatten().filter_map(|entry| job_dir(&entry.path(), now)).collect();
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found
+}
+
+fn job_dir(path: &Path, now: i64) -> Option<JobDir> {
+    let name = path.file_name()?.to_str()?;
+    let metadata = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_dir)?;
+    let uuid_digits = match name.strip_prefix(PREFIX) {
+        Some(rest) => rest.split('-').next().unwrap_or_default().to_owned(),
+        None if !name.starts_with(NEW_PREFIX) => return None,
+        None if now.saturating_sub(metadata.mtime()) < UNFINISHED_SECONDS => return None,
+        None => String::new(),
+    };
+    let state = match try_lock(path) {
+        Ok(None) => JobDirState::InUse,
+        Ok(Some(_)) if listens(&path.join(SOCKET)) => JobDirState::Serving,
+        Ok(Some(_)) => JobDirState::Dead,
+        Err(_) => return None,
+    };
+    let files = fs::read_dir(path).into_iter().flatten().flatten();
+    // what is taken, not how long it looks: scratch files are sparse
+    let bytes = files.filter_map(|file| Some(file.metadata().ok()?.blocks().saturating_mul(512)));
+    Some(JobDir { path: path.to_owned(), uuid_digits, bytes: bytes.fold(0, u64::saturating_add), state })
+}
+
+/// Returns false only if it is known that nobody listens there.
+fn listens(socket: &Path) -> bool {
+    let gone = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+    match UnixStream::connect(socket) {
+        Ok(_) => true,
+        Err(error) => !gone.contains(&error.kind()),
+    }
+}
+
+/// Removes a directory that [`job_dirs`] called dead, if it still is.
+///
+/// # Errors
+/// [`Error::Busy`] if it is not; [`Error::Io`].
+pub fn remove_job_dir(path: &Path) -> Result<()> {
+    let busy = |why: &str| Error::Busy { object: path.display().to_string(), why: why.to_owned() };
+    let _lock = match try_lock(path) {
+        Ok(Some(lock)) => lock,
+        Ok(None) => return Err(busy("a vmkeep is at work in it")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io("lock", path.display(), error)),
+    };
+    if listens(&path.join(SOCKET)) {
+        return Err(busy("something listens at its socket"));
+    }
+    fs::remove_dir_all(path).map_err(|error| Error::io("remove", path.display(), error))
+}
+
+/// Returns true if a directory of a job is one of the domain `uuid`.
+pub fn belongs_to(directory: &JobDir, uuid: &str) -> bool {
+    let digits: String = uuid.chars().filter(char::is_ascii_hexdigit).take(8).collect();
+    !digits.is_empty() && directory.uuid_digits == digits
+}
+
+/// The place where scratch files are made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScratchPlace {
+    pub path: PathBuf,
+    /// Bytes that may still be written there, or why that is not known.
+    pub free: std::result::Result<u64, String>,
+    /// How many bytes the path is too long for a unix socket.
+    pub excess: usize,
+}
+
+/// Looks at the place where scratch files are made; `/var/tmp` by default.
+pub fn scratch_place(scratch_dir: Option<&Path>) -> ScratchPlace {
+    let parent = parent_of(scratch_dir);
+    let path = std::path::absolute(parent).unwrap_or_else(|_| parent.to_owned());
+    let free = statvfs(&path).map(|space| space.f_bavail.saturating_mul(space.f_frsize));
+    let free = match fs::metadata(&path) {
+        Ok(found) if !found.is_dir() => Err("it is no directory".to_owned()),
+        _ => free.map_err(|error| io::Error::from(error).to_string()),
+    };
+    // PREFIX, eight digits, a dash, sixteen digits
+    let name = PREFIX.len() + 8 + 1 + 16;
+    let length = path.as_os_str().len() + 1 + name + 1 + SOCKET.len();
+    ScratchPlace { path, free, excess: length.saturating_sub(MAX_SOCKET_PATH) }
 }
 
 /// Whose a job is.
@@ -239,6 +354,49 @@ mod tests {
         }
         remove_stale(parent.path(), UUID);
         assert!(!ours.exists() && others.exists());
+    }
+
+    #[test]
+    fn directories_of_jobs_are_told_apart() {
+        let parent = tempfile::tempdir().unwrap();
+        let alive = WorkDir::create(parent.path(), UUID, None).unwrap();
+        let dead = parent.path().join("vmkeep-job-7f1c2d3e-1");
+        let serving = parent.path().join("vmkeep-job-8f1c2d3e-1");
+        for directory in [&dead, &serving] {
+            fs::create_dir(directory).unwrap();
+        }
+        fs::create_dir(parent.path().join(".vmkeep-new-1")).unwrap();
+        fs::create_dir(parent.path().join("somebody's")).unwrap();
+        fs::write(dead.join("vda.scratch"), [1; 8192]).unwrap();
+        // as QEMU leaves it when it is killed: there, but nobody listens
+        drop(std::os::unix::net::UnixListener::bind(dead.join(SOCKET)).unwrap());
+        let listener = std::os::unix::net::UnixListener::bind(serving.join(SOCKET)).unwrap();
+        let made = fs::metadata(parent.path()).unwrap().mtime();
+        let found = job_dirs(parent.path(), made);
+        let states: Vec<_> = found.iter().map(|dir| (dir.uuid_digits.as_str(), dir.state)).collect();
+        let expected = [
+            ("6f1c2d3e", JobDirState::InUse),
+            ("7f1c2d3e", JobDirState::Dead),
+            ("8f1c2d3e", JobDirState::Serving),
+        ];
+        assert_eq!(states, expected);
+        assert!(found[1].bytes >= 8192 && belongs_to(&found[0], UUID) && !belongs_to(&found[1], UUID));
+        let later = job_dirs(parent.path(), made + UNFINISHED_SECONDS + 1);
+        assert_eq!(later.len(), 4, "one that was never finished: {later:?}");
+        assert!(remove_job_dir(&alive.path).is_err() && remove_job_dir(&serving).is_err());
+        remove_job_dir(&dead).unwrap();
+        remove_job_dir(&dead).unwrap();
+        assert!(!dead.exists() && serving.exists());
+        drop(listener);
+    }
+
+    #[test]
+    fn the_place_for_scratch_files_is_judged() {
+        let parent = tempfile::tempdir().unwrap();
+        let place = scratch_place(Some(parent.path()));
+        assert!(place.free.unwrap() > 0 && place.excess == 0);
+        let long = scratch_place(Some(&parent.path().join("x".repeat(80))));
+        assert!(long.free.is_err() && long.excess > 0);
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub(super) struct DomainXml {
     pub owner: Option<(u32, u32)>,
     /// There is a channel for the guest agent.
     pub has_agent: bool,
+    /// Something in the guest has that channel open, where libvirt says so: of a running domain.
+    pub agent_connected: Option<bool>,
 }
 
 /// A disk of a checkpoint that has a bitmap.
@@ -107,10 +109,11 @@ pub(super) fn read_domain(name: &str, text: &str) -> Result<DomainXml> {
             .find_map(|label| parse_owner(child(label, "label")?.text()?));
         if let Some(devices) = child(root, "devices") {
             domain.disks = children(devices, "disk").filter_map(read_disk).collect();
-            domain.has_agent = children(devices, "channel").any(|channel| {
-                child(channel, "target").and_then(|target| target.attribute("name"))
-                    == Some("org.qemu.guest_agent.0")
-            });
+            let mut channels = children(devices, "channel").filter_map(|channel| child(channel, "target"));
+            let agent = channels.find(|target| target.attribute("name") == Some("org.qemu.guest_agent.0"));
+            domain.has_agent = agent.is_some();
+            let state = agent.and_then(|target| target.attribute("state"));
+            domain.agent_connected = state.map(|state| state == "connected");
         }
         domain
     })
@@ -157,6 +160,19 @@ fn read_disk(disk: Node<'_, '_>) -> Option<DiskXml> {
 pub(super) fn read_backup_socket(name: &str, text: &str) -> Result<Option<PathBuf>> {
     read(&format!("the XML of the backup job of domain {name}"), text, "domainbackup", |root| {
         child(root, "server").and_then(|server| server.attribute("socket")).map(PathBuf::from)
+    })
+}
+
+/// Reads when a checkpoint was made, in seconds since the epoch, and the name of its parent.
+///
+/// # Errors
+/// [`Error::Malformed`]
+pub(super) fn read_origin(name: &str, text: &str) -> Result<(i64, Option<String>)> {
+    read(&format!("the XML of checkpoint {name}"), text, "domaincheckpoint", |root| {
+        let text_in = |node, name| child(node, name).and_then(|found| found.text()).map(str::trim);
+        let created = text_in(root, "creationTime").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let parent = child(root, "parent").and_then(|parent| text_in(parent, "name"));
+        (created, parent.map(str::to_owned))
     })
 }
 
