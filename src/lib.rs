@@ -73,3 +73,7 @@ pub mod ops;
 pub mod repo;
 pub mod source;
 pub mod storage;
+
+#[cfg(test)]
+#[path = "../tests/it/mutate.rs"]
+mod mutate;

@@ -5,6 +5,9 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
 mod cli;
+#[cfg(test)]
+#[path = "../tests/it/mutate.rs"]
+mod mutate;
 
 fn main() -> std::process::ExitCode {
     cli::run()

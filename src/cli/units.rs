@@ -208,6 +208,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn any_size_rate_and_span_is_read_or_refused() {
+        let samples = ["32K", "1.5G", "100MiB", "50M/s", "2y5m7d3h30min", "30d", "4096"];
+        let samples: Vec<Vec<u8>> = samples.into_iter().map(|text| text.as_bytes().to_vec()).collect();
+        crate::mutate::fuzz("sizes and spans", &samples, true, 4.0, &mut |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let _ = (parse_size(&text), parse_rate(&text), parse_span(&text));
+        });
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_parsing_panic(text in "\\PC{0,12}|[0-9.]{0,24}[KMGTkmgtiBb/s ]{0,4}") {

@@ -29,11 +29,11 @@ use crate::fixtures;
 const REPOSITORY: RepositoryId = RepositoryId::from_bytes([0x11; 16]);
 
 /// One decoder, to be given anything.
-struct Decoder {
-    name: &'static str,
+pub struct Decoder {
+    pub name: &'static str,
     /// Bytes that it accepts.
-    samples: Vec<Vec<u8>>,
-    decode: fn(&[u8]),
+    pub samples: Vec<Vec<u8>>,
+    pub decode: fn(&[u8]),
 }
 
 /// Decodes an encoded value; one that is accepted encodes to the same bytes.
@@ -177,7 +177,7 @@ fn small_objects() -> [Vec<u8>; 3] {
     [codec::encode(&session).unwrap(), codec::encode(&mark).unwrap(), codec::encode(&damage).unwrap()]
 }
 
-fn decoders() -> Vec<Decoder> {
+pub fn decoders() -> Vec<Decoder> {
     let (frames, plains, tables, nodes) = parts_of_packs();
     let points = bodies("outcomes/", ObjectKind::Outcome);
     let records = points.iter().filter(|body| body[..4] == [0; 4]).map(|body| body[4..].to_vec()).collect();

@@ -1,5 +1,6 @@
 //! Against servers that lie, one test a lie, and against the real `qemu-nbd`.
 
+mod fuzz;
 mod handshake;
 mod honest;
 mod lies;

@@ -20,6 +20,7 @@ pub const DIRTY: &str = "qemu:dirty-bitmap:cp1";
 /// A connected client, seen from the server.
 pub struct Peer {
     stream: UnixStream,
+    sent: Vec<u8>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -45,7 +46,13 @@ pub use crate::nbd_bytes;
 impl Peer {
     /// A client that went away is what a test of lies expects.
     pub fn send(&mut self, bytes: &[u8]) {
+        self.sent.extend_from_slice(bytes);
         let _ = self.stream.write_all(bytes);
+    }
+
+    /// Returns all that was sent.
+    pub fn sent(&self) -> Vec<u8> {
+        self.sent.clone()
     }
 
     pub fn take<const N: usize>(&mut self) -> [u8; N] {
@@ -172,7 +179,7 @@ impl Server {
         let listener = UnixListener::bind(&path).unwrap();
         let thread = std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
-            script(&mut Peer { stream });
+            script(&mut Peer { stream, sent: Vec::new() });
         });
         Self { address: Address::Unix(path), thread: Some(thread), _directory: directory }
     }

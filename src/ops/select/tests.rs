@@ -400,3 +400,21 @@ proptest! {
         let _ = select_base(&entries, "web", &text, &now());
     }
 }
+
+#[test]
+fn any_selector_fits_or_is_refused() {
+    let week = week();
+    let samples: Vec<Vec<u8>> =
+        ["12", "latest~2", "web", "web~5", "web@2026-07-01T02:00-01:00", "web@saturday:vdb", "web@cp1"]
+            .into_iter()
+            .map(|text| text.as_bytes().to_vec())
+            .collect();
+    crate::mutate::fuzz("selectors", &samples, true, 5.0, &mut |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        if let Ok(selected) = select(&week, &text, &now()) {
+            assert!(week.contains(selected.entry));
+        }
+        let _ = select_scope(&week, &text, &now());
+        let _ = parse_moments(&text, &now());
+    });
+}

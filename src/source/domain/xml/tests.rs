@@ -110,3 +110,20 @@ fn sizes_of_checkpoints_are_read() {
 fn a_job_without_a_socket_has_none() {
     assert_eq!(read_backup_socket("x", "<domainbackup mode='push'/>").unwrap(), None);
 }
+
+#[test]
+fn any_text_is_read_or_refused() {
+    let samples = [
+        DOMAIN.as_bytes().to_vec(),
+        write_backup("/s", &[], &["vda"]).into_bytes(),
+        write_checkpoint("c", &["vda"], &["vdb"]).into_bytes(),
+        write_redefined("c", &["vda"], Some("b"), 7).into_bytes(),
+    ];
+    crate::mutate::fuzz("XML of libvirt", &samples, true, 6.0, &mut |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        let _ = read_domain("web01", &text);
+        let _ = read_backup_socket("web01", &text);
+        let _ = read_origin("web01", &text);
+        let _ = read_checkpoint("web01", &text);
+    });
+}
