@@ -242,3 +242,6 @@ fn told(error: &Error) -> String {
 fn shown(path: &Path) -> String {
     path.display().to_string()
 }
+
+#[cfg(test)]
+mod tests;
