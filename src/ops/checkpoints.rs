@@ -232,7 +232,11 @@ pub fn checkpoints(
     };
     if change {
         for found in report.checkpoints.iter_mut().filter(|found| found.useless.is_some()) {
-            monitor.check()?;
+            if monitor.is_cancelled() {
+                // what was deleted has to be told
+                report.warnings.push("cancelled: the others stay".into());
+                break;
+            }
             let disks: Vec<String> = found.disks.iter().map(|disk| disk.disk.clone()).collect();
             match hypervisor.delete_checkpoint(domain, &known.prefix, &found.name, &disks) {
                 Ok(()) => found.deleted = true,

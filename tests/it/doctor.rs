@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::cli::assert_valid;
+use crate::guest::{assert_thawed, guest};
 use crate::support::{Lab, Vmkeep, number, point, run, text};
 
 /// A lab with one domain, a repository, and a scratch directory of its own.
@@ -68,9 +69,10 @@ impl Ward {
 
     #[track_caller]
     fn doctor_of(&self, args: &[&str], code: i32) -> Value {
-        let mut all = vec!["--json", "doctor", "--scratch-dir", self.scratch.to_str().unwrap()];
+        let scratch = self.scratch.to_str().unwrap();
+        let mut all = vec!["--json", "doctor", "--scratch-dir", scratch];
         all.extend(args);
-        let output = self.vmkeep.command(&all).output().unwrap();
+        let output = self.vmkeep.command(&all).env("TMPDIR", scratch).output().unwrap();
         assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output));
         let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_valid("doctor", &summary);
@@ -260,6 +262,18 @@ fn a_bitmap_that_is_gone() {
     assert!(disks[0]["full_reason"].is_string() && disks[1]["full_reason"].is_null(), "{inc}");
     assert_eq!(number(&inc, "changed_bytes"), 64 << 10, "{inc}");
 
+    // an image that is away is not one without bitmaps
+    ward.off();
+    let image = ward.lab.image("gone", "vdb");
+    std::fs::rename(&image, format!("{image}.away")).unwrap();
+    let before = ward.lab.checkpoints("gone");
+    let away = ward.doctor(&["--fix"], 3);
+    assert!(has(&away, "unreadable-disk") && away["mended"] == 0, "{away:#}");
+    assert_eq!(ward.lab.checkpoints("gone"), before);
+    std::fs::rename(format!("{image}.away"), image).unwrap();
+    assert_eq!(ward.doctor(&[], 0)["problems"], 0);
+    ward.on();
+
     // off, and both are gone
     let checkpoint = checkpoint_of(&inc);
     ward.off();
@@ -272,6 +286,31 @@ fn a_bitmap_that_is_gone() {
     assert!(full["disks"][0]["full_reason"].is_string(), "{full}");
     let inc = ward.backup(&["-l", "inc"]);
     assert!(inc["disks"][0]["full_reason"].is_null() && inc["disks"][1]["full_reason"].is_null(), "{inc}");
+}
+
+#[test]
+fn a_disk_is_taken_out_of_each_checkpoint_whose_bitmap_it_lost() {
+    let ward = Ward::new("both", &["vda:qcow2:8M", "vdb:qcow2:8M"]);
+    let full = checkpoint_of(&ward.backup(&[]));
+    ward.write("vdb", "1M", "0x11");
+    let newest = checkpoint_of(&ward.backup(&["-l", "inc"]));
+    ward.off();
+    let image = ward.lab.image("both", "vda");
+    for name in [&full, &newest] {
+        run(Command::new("qemu-img").args(["bitmap", "--remove", &image, name]));
+    }
+    ward.on();
+    ward.named_and_mended("bitmap-missing", &["for disk 'vda'"]);
+    let list = ward.checkpoints(&[]);
+    assert_eq!(described(&list, &full), "last-full, vdb sound");
+    assert_eq!(described(&list, &newest), "newest, vdb sound");
+    ward.write("vdb", "2M", "0x12");
+    let reread = ward.backup(&["-l", "diff", "--reread"]);
+    let disks = reread["disks"].as_array().unwrap();
+    assert!(disks[0]["full_reason"].is_string() && disks[1]["full_reason"].is_null(), "{reread}");
+    assert_eq!(number(&reread, "since_base_bytes"), 128 << 10, "{reread}");
+    let inc = ward.backup(&["-l", "inc"]);
+    assert!(inc["disks"][0]["full_reason"].is_null() && number(&inc, "dirty_bytes") == 0, "{inc}");
 }
 
 #[test]
@@ -657,4 +696,35 @@ fn whatever_is_missing_the_rest_is_looked_at() {
     assert!(!has(&summary, "leftover-checkpoint"), "{summary:#}");
     std::fs::remove_file(&config).unwrap();
     told(&|_| {}, "no-repository", "there is no vmkeep repository");
+}
+
+#[test]
+fn a_guest_that_stays_frozen_is_thawed() {
+    let lab = Lab::start();
+    guest(&lab, &["define", "--idle", "g"]);
+    guest(&lab, &["wait", "g", "ready"]);
+    lab.cmd(&["agent", "g"]);
+    let vmkeep = Vmkeep::init(Some(&lab));
+    // nothing of the host's own is touched
+    let scratch = lab.dir().to_str().unwrap().to_owned();
+    let doctor = |args: &[&str], code| -> Value {
+        let mut command = vmkeep.command(&["--json", "doctor", "--scratch-dir", &scratch]);
+        let output = command.args(args).env("TMPDIR", &scratch).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let sound = doctor(&["g"], 0);
+    assert!(!has(&sound, "no-agent") && !has(&sound, "agent-silent") && !has(&sound, "frozen"), "{sound:#}");
+    lab.virsh(&["domfsfreeze", "g"]);
+    let found = doctor(&["g"], 3);
+    assert!(finding(&found, "frozen")["problem"].as_str().unwrap().contains("file systems are frozen"));
+    // unnamed it may be somebody's snapshot
+    let found = doctor(&["--fix"], 3);
+    assert_eq!(finding(&found, "frozen")["done"], Value::Null, "{found:#}");
+    let mended = doctor(&["g", "--fix"], 0);
+    assert_eq!(finding(&mended, "frozen")["mended"], true, "{mended:#}");
+    assert_thawed(&lab);
+    let summary = vmkeep.backup(&["g", "--freeze", "require"]);
+    assert_eq!(summary["consistency"], "frozen", "{summary}");
+    assert_thawed(&lab);
 }

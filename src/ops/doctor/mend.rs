@@ -101,9 +101,11 @@ impl Visit<'_> {
             }
             return Ok((found, Some(uuid)));
         }
-        self.treat(name, &mut found)?;
+        self.treat(name, &mut found);
         match self.examine(name, locked_out) {
             Ok((left, _)) => check(&mut found, left),
+            // what was done has to be told, though nobody looked whether it helped
+            Err(Error::Cancelled) => {}
             Err(error) => found.push(unreadable(name, &error)),
         }
         Ok((found, Some(uuid)))
@@ -112,8 +114,11 @@ impl Visit<'_> {
     fn examine(&self, name: &str, locked_out: bool) -> Result<(Vec<Diagnosis>, String)> {
         let facts = self.hypervisor.look(name, self.options.ask_qemu)?;
         let known = match self.repository {
-            // a catalog that cannot be read has been told of
-            Some(repository) => Known::of(repository, &facts, locked_out, self.monitor).ok(),
+            Some(repository) => match Known::of(repository, &facts, locked_out, self.monitor) {
+                Err(Error::Cancelled) => return Err(Error::Cancelled),
+                // a catalog that cannot be read has been told of
+                known => known.ok(),
+            },
             None => None,
         };
         let place = scratch_place(self.options.scratch_dir.as_deref());
@@ -126,11 +131,13 @@ impl Visit<'_> {
         Ok((examine(&facts, &case), facts.uuid))
     }
 
-    /// Applies each remedy once, jobs before checkpoints: they come in that order.
-    fn treat(&self, name: &str, found: &mut [Diagnosis]) -> Result<()> {
+    /// Applies each remedy once, jobs before checkpoints: they come in that order. Stops when it is cancelled.
+    fn treat(&self, name: &str, found: &mut [Diagnosis]) {
         let mut applied: Vec<(Remedy, Result<(), String>)> = Vec::new();
         for diagnosis in found {
-            self.monitor.check()?;
+            if self.monitor.is_cancelled() {
+                return;
+            }
             let Some(remedy) = diagnosis.remedy.clone() else { continue };
             let result = match applied.iter().find(|(known, _)| *known == remedy) {
                 Some((_, result)) => result.clone(),
@@ -152,7 +159,6 @@ impl Visit<'_> {
                 Err(failure) => diagnosis.failure = Some(failure),
             }
         }
-        Ok(())
     }
 
     /// Returns false if it turned out that there is nothing to be mended.

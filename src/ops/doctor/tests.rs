@@ -78,6 +78,15 @@ fn a_disk_without_its_bitmap_does_not_cost_the_others_theirs() {
 }
 
 #[test]
+fn what_cannot_be_seen_is_not_lost() {
+    let newest = name(3);
+    let mut domain = sound_but(&[(&newest, BitmapState::Unknown, true)]);
+    domain.disks[0].unreadable = Some("No such file or directory".into());
+    let found = only(findings(&domain));
+    assert_eq!((found.kind, found.remedy), ("unreadable-disk", None));
+}
+
+#[test]
 fn what_no_backup_needs_is_deleted_and_others_never_are() {
     for (number, created, kind, severity) in [
         (2, true, "superseded-checkpoint", Severity::Problem),
