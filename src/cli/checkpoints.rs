@@ -228,6 +228,7 @@ mod with_libvirt {
             BitmapState::Spread => "spread over images",
             BitmapState::Broken => "missing or inconsistent",
             BitmapState::Present => "there",
+            BitmapState::Unknown => "unknown",
         }
     }
 }

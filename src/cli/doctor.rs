@@ -54,7 +54,8 @@ pub fn run(args: &Args, _app: &App) -> Result<Exit> {
 /// Runs the command.
 ///
 /// # Errors
-/// A domain that does not exist; libvirt is not reached although a domain is named.
+/// A domain that does not exist; libvirt is not reached although a domain is named;
+/// [`vmkeep::error::Error::Cancelled`], after it told what was done.
 #[cfg(feature = "libvirt")]
 pub fn run(args: &Args, app: &App) -> Result<Exit> {
     with_libvirt::run(args, app)
@@ -64,14 +65,15 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
 mod with_libvirt {
     use serde::Serialize;
     use vmkeep::error::Result;
-    use vmkeep::monitor::Recorder;
+    use vmkeep::monitor::{Monitor, Recorder};
     use vmkeep::ops::doctor::{Diagnosis, DoctorOptions, DoctorReport, Severity, Surroundings, doctor};
     use vmkeep::repo::Repository;
     use vmkeep::source::domain::Hypervisor;
     use vmkeep::storage;
 
+    use super::super::progress::Progress;
     use super::super::work::environment;
-    use super::super::{App, units};
+    use super::super::{App, signals, units};
     use super::{Args, Exit};
 
     #[derive(Debug, Serialize)]
@@ -106,12 +108,18 @@ mod with_libvirt {
             temp_dir: std::env::temp_dir(),
             cache_dir,
         };
-        let report = doctor(&surroundings, &options, &recorder)?;
+        let progress = Progress::new(&app.output, settings.progress_fps.as_ref().map(|(fps, _)| *fps));
+        if args.fix {
+            signals::install(&progress.cancelled())?;
+        }
+        let report = doctor(&surroundings, &options, &progress)?;
+        progress.clear();
         if app.output.json {
             app.output.json_line(&DoctorView { message_type: "summary", report: &report })?;
         } else {
             print(app, &report)?;
         }
+        progress.check()?;
         Ok(if report.problems == 0 { Exit::Done } else { Exit::Incomplete })
     }
 

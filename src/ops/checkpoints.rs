@@ -9,6 +9,7 @@ use super::backup::{base_checkpoint, checkpoint_prefix};
 use super::levels::checkpoints_to_keep;
 use crate::error::{Error, Result};
 use crate::format::point::Level;
+use crate::format::session::SessionKind;
 use crate::id::PointId;
 use crate::monitor::Monitor;
 use crate::repo::{PointEntry, Repository};
@@ -96,14 +97,21 @@ impl Known {
         }
     }
 
-    /// Reads what a repository knows.
+    /// Reads what a repository knows of a domain; `locked_out` if somebody else has the domain's lock.
     ///
     /// # Errors
     /// Those of the storage.
-    pub fn of(repository: &Repository, domain: &str, at_work: bool, monitor: &dyn Monitor) -> Result<Self> {
+    pub fn of(
+        repository: &Repository,
+        facts: &DomainFacts,
+        locked_out: bool,
+        monitor: &dyn Monitor,
+    ) -> Result<Self> {
+        let domain = &facts.name;
+        let at_work = locked_out || matches!(facts.job, JobFacts::Alive { .. }) || is_backing_up(repository)?;
         let catalog = repository.catalog(monitor)?;
         let of_domain = |entries: &[PointEntry]| -> Vec<PointEntry> {
-            entries.iter().filter(|entry| entry.record.domain == domain).cloned().collect()
+            entries.iter().filter(|entry| entry.record.domain == *domain).cloned().collect()
         };
         let (points, forgotten) = (of_domain(catalog.points()), of_domain(catalog.forgotten()));
         Ok(Self::new(checkpoint_prefix(repository.id()), &points, &forgotten, at_work))
@@ -214,8 +222,7 @@ pub fn checkpoints(
         (None, is_locked(repository, domain))
     };
     let facts = hypervisor.look(domain, options.ask_qemu)?;
-    let at_work = locked_out || matches!(facts.job, JobFacts::Alive { .. });
-    let known = Known::of(repository, domain, at_work, monitor)?;
+    let known = Known::of(repository, &facts, locked_out, monitor)?;
     let mut report = CheckpointsReport {
         domain: domain.clone(),
         running: facts.running,
@@ -226,7 +233,11 @@ pub fn checkpoints(
     };
     if change {
         for found in report.checkpoints.iter_mut().filter(|found| found.useless.is_some()) {
-            monitor.check()?;
+            if monitor.is_cancelled() {
+                // what was deleted has to be told
+                report.warnings.push("cancelled: the others stay".into());
+                break;
+            }
             let disks: Vec<String> = found.disks.iter().map(|disk| disk.disk.clone()).collect();
             match hypervisor.delete_checkpoint(domain, &known.prefix, &found.name, &disks) {
                 Ok(()) => found.deleted = true,
@@ -240,6 +251,18 @@ pub fn checkpoints(
 /// Returns true while a backup of the domain to this repository runs, as far as its lock tells.
 pub(super) fn is_locked(repository: &Repository, domain: &str) -> bool {
     matches!(repository.lock_domain(domain), Err(Error::Busy { .. }))
+}
+
+/// Returns true while a backup of any domain to this repository runs on this host, whoever's it is: another user's has
+/// another cache directory, and so another lock.
+fn is_backing_up(repository: &Repository) -> Result<bool> {
+    let sessions = repository.open_sessions()?;
+    let host = &repository.environment().host;
+    Ok(sessions.iter().any(|session| {
+        let record = session.record.as_ref();
+        let here = record.is_some_and(|record| record.kind == SessionKind::Backup && record.host == *host);
+        here && !repository.is_dead_here(session)
+    }))
 }
 
 /// Puts together what libvirt, the images and the repository say.

@@ -5,11 +5,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
 use super::Repository;
 use crate::error::{Error, Result};
+
+/// Whoever only looks whether the lock is taken has it for a moment.
+const ATTEMPTS: u32 = 4;
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 
 /// Held until dropped, or until the process ends, however it does.
 #[derive(Debug)]
@@ -40,7 +46,16 @@ impl Repository {
             .mode(0o600)
             .open(&path)
             .map_err(|error| Error::io("open", path.display(), error))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let attempt = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        let mut locked = attempt();
+        for _ in 1..ATTEMPTS {
+            if locked != Err(rustix::io::Errno::WOULDBLOCK) {
+                break;
+            }
+            thread::sleep(BETWEEN_ATTEMPTS);
+            locked = attempt();
+        }
+        match locked {
             Ok(()) => Ok(DomainLock { _file: Some(file) }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Busy {
                 object: format!("domain {domain}"),

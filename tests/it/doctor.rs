@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::cli::assert_valid;
+use crate::guest::{assert_thawed, guest};
 use crate::support::{Lab, Vmkeep, number, point, run, text};
 
 /// A lab with one domain, a repository, and a scratch directory of its own.
@@ -68,9 +69,10 @@ impl Ward {
 
     #[track_caller]
     fn doctor_of(&self, args: &[&str], code: i32) -> Value {
-        let mut all = vec!["--json", "doctor", "--scratch-dir", self.scratch.to_str().unwrap()];
+        let scratch = self.scratch.to_str().unwrap();
+        let mut all = vec!["--json", "doctor", "--scratch-dir", scratch];
         all.extend(args);
-        let output = self.vmkeep.command(&all).output().unwrap();
+        let output = self.vmkeep.command(&all).env("TMPDIR", scratch).output().unwrap();
         assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output));
         let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_valid("doctor", &summary);
@@ -253,12 +255,24 @@ fn a_bitmap_that_is_gone() {
         "newest-and-last-full, vda missing, vdb sound"
     );
     ward.named_and_mended("bitmap-missing", &words);
-    assert_eq!(ward.lab.checkpoints("gone"), std::slice::from_ref(&checkpoint));
+    assert_eq!(ward.lab.checkpoints("gone"), [checkpoint.as_str()]);
     ward.write("vdb", "1M", "0x12");
     let inc = ward.backup(&["-l", "inc"]);
     let disks = inc["disks"].as_array().unwrap();
     assert!(disks[0]["full_reason"].is_string() && disks[1]["full_reason"].is_null(), "{inc}");
     assert_eq!(number(&inc, "changed_bytes"), 64 << 10, "{inc}");
+
+    // an image that is away is not one without bitmaps
+    ward.off();
+    let image = ward.lab.image("gone", "vdb");
+    std::fs::rename(&image, format!("{image}.away")).unwrap();
+    let before = ward.lab.checkpoints("gone");
+    let away = ward.doctor(&["--fix"], 3);
+    assert!(has(&away, "unreadable-disk") && away["mended"] == 0, "{away:#}");
+    assert_eq!(ward.lab.checkpoints("gone"), before);
+    std::fs::rename(format!("{image}.away"), image).unwrap();
+    assert_eq!(ward.doctor(&[], 0)["problems"], 0);
+    ward.on();
 
     // off, and both are gone
     let checkpoint = checkpoint_of(&inc);
@@ -272,6 +286,31 @@ fn a_bitmap_that_is_gone() {
     assert!(full["disks"][0]["full_reason"].is_string(), "{full}");
     let inc = ward.backup(&["-l", "inc"]);
     assert!(inc["disks"][0]["full_reason"].is_null() && inc["disks"][1]["full_reason"].is_null(), "{inc}");
+}
+
+#[test]
+fn a_disk_is_taken_out_of_each_checkpoint_whose_bitmap_it_lost() {
+    let ward = Ward::new("both", &["vda:qcow2:8M", "vdb:qcow2:8M"]);
+    let full = checkpoint_of(&ward.backup(&[]));
+    ward.write("vdb", "1M", "0x11");
+    let newest = checkpoint_of(&ward.backup(&["-l", "inc"]));
+    ward.off();
+    let image = ward.lab.image("both", "vda");
+    for name in [&full, &newest] {
+        run(Command::new("qemu-img").args(["bitmap", "--remove", &image, name]));
+    }
+    ward.on();
+    ward.named_and_mended("bitmap-missing", &["for disk 'vda'"]);
+    let list = ward.checkpoints(&[]);
+    assert_eq!(described(&list, &full), "last-full, vdb sound");
+    assert_eq!(described(&list, &newest), "newest, vdb sound");
+    ward.write("vdb", "2M", "0x12");
+    let reread = ward.backup(&["-l", "diff", "--reread"]);
+    let disks = reread["disks"].as_array().unwrap();
+    assert!(disks[0]["full_reason"].is_string() && disks[1]["full_reason"].is_null(), "{reread}");
+    assert_eq!(number(&reread, "since_base_bytes"), 128 << 10, "{reread}");
+    let inc = ward.backup(&["-l", "inc"]);
+    assert!(inc["disks"][0]["full_reason"].is_null() && number(&inc, "dirty_bytes") == 0, "{inc}");
 }
 
 #[test]
@@ -389,7 +428,7 @@ fn bitmaps_and_checkpoints_that_do_not_know_each_other() {
     );
     ward.off();
     ward.named_and_mended("checkpoint-unknown-to-libvirt", &["but its bitmaps are there"]);
-    assert_eq!(ward.lab.checkpoints("parted"), std::slice::from_ref(&checkpoint));
+    assert_eq!(ward.lab.checkpoints("parted"), [checkpoint.as_str()]);
     ward.on();
     ward.lab.virsh(&["checkpoint-delete", "parted", &checkpoint, "--metadata"]);
     let mended = ward.doctor(&["--fix"], 0);
@@ -463,4 +502,229 @@ fn checkpoints_that_nothing_needs_are_deleted() {
     assert!(ward.bitmaps().iter().all(|line| !line.contains(&lost)));
     ward.write("vda", "1M", "0x11");
     assert_eq!(number(&ward.backup(&["-l", "inc"]), "changed_bytes"), 64 << 10);
+}
+
+#[test]
+fn another_programs_job_is_ended_only_by_name() {
+    let ward = Ward::new("other", &["vda:qcow2:8M"]);
+    ward.write("vda", "1M", "0x11");
+    ward.backup(&[]);
+    ward.lab.cmd(&["begin", "other", "", "theirs"]);
+    for args in [&[][..], &["--fix"]] {
+        let found = ward.doctor(args, 3);
+        let job = finding(&found, "job-of-another-program");
+        let said = format!("{} {}", job["problem"], job["meaning"]);
+        assert!(said.contains("other.sock") && said.contains("cannot acquire state change lock"), "{said}");
+        assert_eq!(job["done"], Value::Null);
+        assert!(ward.has_job());
+    }
+    // not without the domain's name, and not without --fix
+    ward.vmkeep.fails(&["doctor", "--fix", "--end-job"], 2);
+    ward.vmkeep.fails(&["doctor", "other", "--end-job"], 2);
+    ward.doctor(&["--fix", "--end-job", "-n"], 3);
+    assert!(ward.has_job());
+    let mended = ward.doctor(&["--fix", "--end-job"], 0);
+    assert_eq!(finding(&mended, "job-of-another-program")["done"], "ended the other program's job");
+    assert!(!ward.has_job());
+    assert!(ward.lab.checkpoints("other").contains(&"theirs".to_owned()), "their checkpoint stays");
+    let inc = ward.backup(&["-l", "inc"]);
+    assert_eq!((&inc["disks"][0]["full_reason"], number(&inc, "changed_bytes")), (&Value::Null, 0), "{inc}");
+}
+
+#[test]
+fn a_backup_at_work_is_not_disturbed() {
+    let ward = Ward::new("busy", &["vda:qcow2:32M"]);
+    ward.lab.write("busy", "vda", "0", "16M", "0x11");
+    let old = checkpoint_of(&ward.backup(&[]));
+    let scratch = ward.scratch.to_str().unwrap();
+    let args = ["backup", "busy", "-l", "full", "--limit-read", "1M", "--scratch-dir", scratch];
+    let child = ward.vmkeep.command(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let start = Instant::now();
+    while !ward.has_job() {
+        assert!(start.elapsed() < Duration::from_secs(20), "the backup does not begin");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let mut new = ward.lab.checkpoints("busy");
+    new.retain(|name| *name != old);
+    assert_eq!(new.len(), 1);
+    // also for those who have another cache, and so another lock
+    let elsewhere = ward.vmkeep.path("other-cache");
+    for cache in [ward.vmkeep.path("cache"), elsewhere] {
+        let mut doctor =
+            ward.vmkeep.command(&["--json", "doctor", "busy", "--fix", "--scratch-dir", scratch]);
+        let output = doctor.env("VMKEEP_CACHE_DIR", cache).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(has(&summary, "job-running") && !has(&summary, "leftover-checkpoint"), "{summary:#}");
+    }
+    assert_eq!(described(&ward.checkpoints(&[]), &new[0]), "at-work, vda sound");
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    ward.vmkeep.ok(&["verify", "--data"]);
+    assert_eq!(ward.doctor(&[], 0)["problems"], 0);
+}
+
+#[test]
+fn superseded_checkpoints_and_images_in_a_chain() {
+    let ward = Ward::new("chain", &["vda:qcow2:8M"]);
+    ward.backup(&[]);
+    let superseded = checkpoint_of(&ward.backup(&["-l", "inc"]));
+    ward.backup(&["-l", "inc"]);
+    assert!(!ward.lab.checkpoints("chain").contains(&superseded));
+    // as if it could not have been deleted
+    ward.off();
+    run(Command::new("qemu-img").args(["bitmap", "--add", &ward.lab.image("chain", "vda"), &superseded]));
+    let xml = ward.lab.dir().join("superseded.xml");
+    std::fs::write(
+        &xml,
+        format!(
+            "<domaincheckpoint><name>{superseded}</name><creationTime>1</creationTime><disks><disk name='vda' \
+             checkpoint='bitmap' bitmap='{superseded}'/></disks></domaincheckpoint>"
+        ),
+    )
+    .unwrap();
+    ward.lab.virsh(&["checkpoint-create", "chain", xml.to_str().unwrap(), "--redefine"]);
+    for power in ["off", "running"] {
+        if power == "running" {
+            ward.on();
+        }
+        assert_eq!(described(&ward.checkpoints(&[]), &superseded), "superseded, vda sound");
+    }
+    ward.named_and_mended("superseded-checkpoint", &["newer points took its place"]);
+    assert!(ward.bitmaps().iter().all(|line| !line.contains(&superseded)));
+    ward.write("vda", "1M", "0x11");
+    assert_eq!(number(&ward.backup(&["-l", "inc"]), "changed_bytes"), 64 << 10);
+
+    let newest = checkpoint_of(&ward.backup(&["-l", "inc"]));
+    ward.lab.virsh(&["snapshot-create-as", "chain", "s1", "--disk-only", "--no-metadata"]);
+    assert_eq!(described(&ward.checkpoints(&[]), &newest), "newest, vda sound", "QEMU adds them up");
+    assert_eq!(ward.doctor(&[], 0)["problems"], 0);
+    ward.off();
+    assert_eq!(described(&ward.checkpoints(&[]), &newest), "newest, vda spread");
+    assert!(has(&ward.doctor(&["--fix"], 0), "spread-bitmap"));
+    ward.on();
+    ward.write("vda", "2M", "0x12");
+    let inc = ward.backup(&["-l", "inc"]);
+    assert_eq!(
+        (&inc["disks"][0]["full_reason"], number(&inc, "changed_bytes")),
+        (&Value::Null, 64 << 10),
+        "{inc}"
+    );
+}
+
+#[test]
+fn the_host_is_looked_at() {
+    let ward = Ward::new("one", &["--agent", "vda:qcow2:8M"]);
+    ward.lab.cmd(&["define", "--off", "two", "vda:qcow2:8M"]);
+    ward.backup(&[]);
+    let temp = ward.vmkeep.path("temp");
+    let stale = temp.join("vmkeep-nbd.stale");
+    std::fs::create_dir_all(&stale).unwrap();
+    let mut child = Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    std::fs::write(stale.join("pid"), child.id().to_string()).unwrap();
+    let leftover = ward.scratch.join("vmkeep-job-00000000-0123456789abcdef");
+    std::fs::create_dir(&leftover).unwrap();
+    std::fs::write(leftover.join("vda.scratch"), [1; 4096]).unwrap();
+    std::fs::remove_file(ward.lab.image("two", "vda")).unwrap();
+    let doctor = |args: &[&str], code: i32| -> Value {
+        let mut all = vec!["--json", "doctor", "--scratch-dir", ward.scratch.to_str().unwrap()];
+        all.extend(args);
+        let output = ward.vmkeep.command(&all).env("TMPDIR", &temp).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+        let summary = serde_json::from_slice(&output.stdout).unwrap();
+        assert_valid("doctor", &summary);
+        summary
+    };
+    let found = doctor(&[], 3);
+    assert_eq!(found["domains"], serde_json::json!(["one", "two"]));
+    for tool in ["libvirt", "qemu", "qemu_img", "qemu_nbd"] {
+        assert!(found["host"][tool].as_str().unwrap().contains('.'), "{found:#}");
+    }
+    for kind in ["stale-socket", "leftover-directory", "unreadable-disk", "agent-silent"] {
+        assert_eq!(finding(&found, kind)["severity"], "problem");
+    }
+    assert!(stale.exists() && leftover.exists());
+    // of another domain: none of this one's business
+    doctor(&["one", "--fix"], 3);
+    assert!(stale.exists() && leftover.exists());
+    let mended = doctor(&["--fix"], 3);
+    assert_eq!(mended["mended"], 2, "{mended:#}");
+    assert!(!stale.exists() && !leftover.exists());
+    let left: Vec<&Value> = mended["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|found| found["mended"] == false && found["severity"] == "problem")
+        .map(|found| &found["kind"])
+        .collect();
+    assert_eq!(left, ["agent-silent", "unreadable-disk"], "{mended:#}");
+}
+
+#[test]
+fn whatever_is_missing_the_rest_is_looked_at() {
+    let ward = Ward::new("rest", &["vda:qcow2:8M"]);
+    ward.backup(&[]);
+    let told = |change: &dyn Fn(&mut Command), kind: &str, words: &str| {
+        let mut command =
+            ward.vmkeep.command(&["--json", "doctor", "--scratch-dir", ward.scratch.to_str().unwrap()]);
+        change(&mut command);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+        let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_valid("doctor", &summary);
+        let found = finding(&summary, kind);
+        assert!(found["problem"].as_str().unwrap().contains(words), "{found}");
+        summary
+    };
+    let summary = told(
+        &|command| _ = command.env("LIBVIRT_DEFAULT_URI", "qemu+unix:///session?socket=/nowhere"),
+        "libvirt-unreachable",
+        "/nowhere",
+    );
+    assert_eq!(summary["domains"], serde_json::json!([]));
+    let file = ward.vmkeep.path("file");
+    std::fs::write(&file, "").unwrap();
+    told(&|command| _ = command.env("VMKEEP_CACHE_DIR", &file), "cache-unusable", "no directory");
+    told(&|command| _ = command.env("PATH", "/nowhere"), "tool-missing", "qemu-img");
+    let config = ward.vmkeep.repository().join("config");
+    let whole = std::fs::read(&config).unwrap();
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&config, permissions).unwrap();
+    std::fs::write(&config, &whole[..20]).unwrap();
+    let summary = told(&|_| {}, "repository-damaged", "config");
+    assert!(!has(&summary, "leftover-checkpoint"), "{summary:#}");
+    std::fs::remove_file(&config).unwrap();
+    told(&|_| {}, "no-repository", "there is no vmkeep repository");
+}
+
+#[test]
+fn a_guest_that_stays_frozen_is_thawed() {
+    let lab = Lab::start();
+    guest(&lab, &["define", "--idle", "g"]);
+    guest(&lab, &["wait", "g", "ready"]);
+    lab.cmd(&["agent", "g"]);
+    let vmkeep = Vmkeep::init(Some(&lab));
+    // nothing of the host's own is touched
+    let scratch = lab.dir().to_str().unwrap().to_owned();
+    let doctor = |args: &[&str], code| -> Value {
+        let mut command = vmkeep.command(&["--json", "doctor", "--scratch-dir", &scratch]);
+        let output = command.args(args).env("TMPDIR", &scratch).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let sound = doctor(&["g"], 0);
+    assert!(!has(&sound, "no-agent") && !has(&sound, "agent-silent") && !has(&sound, "frozen"), "{sound:#}");
+    lab.virsh(&["domfsfreeze", "g"]);
+    let found = doctor(&["g"], 3);
+    assert!(finding(&found, "frozen")["problem"].as_str().unwrap().contains("file systems are frozen"));
+    // unnamed it may be somebody's snapshot
+    let found = doctor(&["--fix"], 3);
+    assert_eq!(finding(&found, "frozen")["done"], Value::Null, "{found:#}");
+    let mended = doctor(&["g", "--fix"], 0);
+    assert_eq!(finding(&mended, "frozen")["mended"], true, "{mended:#}");
+    assert_thawed(&lab);
+    let summary = vmkeep.backup(&["g", "--freeze", "require"]);
+    assert_eq!(summary["consistency"], "frozen", "{summary}");
+    assert_thawed(&lab);
 }

@@ -10,7 +10,7 @@ use crate::support::{Lab, Vmkeep, point, run};
 
 /// Runs a command of `guest.sh`.
 #[track_caller]
-fn guest(lab: &Lab, args: &[&str]) -> String {
+pub fn guest(lab: &Lab, args: &[&str]) -> String {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/guest.sh");
     run(Command::new("bash").arg(script).args(args).env("LAB_DIR", lab.dir()))
 }
@@ -38,7 +38,7 @@ fn boot_restored(lab: &Lab, vmkeep: &Vmkeep, point: &str, name: &str) -> String 
 
 /// By the guest's own account.
 #[track_caller]
-fn assert_thawed(lab: &Lab) {
+pub fn assert_thawed(lab: &Lab) {
     let answer = lab.virsh(&["qemu-agent-command", "g", r#"{"execute":"guest-fsfreeze-status"}"#]);
     assert!(answer.contains("\"thawed\""), "{answer}");
 }

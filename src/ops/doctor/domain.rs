@@ -13,6 +13,9 @@ use crate::source::domain::{
 const STATE_LOCK: &str = "after half a minute libvirt says \"Timed out during operation: cannot acquire state change \
                           lock (held by monitor=remoteDispatchDomainBackupBegin)\"";
 
+/// The kind of [`gone`].
+pub(super) const GONE: &str = "checkpoint-gone";
+
 /// What the judgement depends on beside the domain.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Case<'a> {
@@ -410,7 +413,7 @@ fn lost_by_libvirt(
     let unsure = facts.running && !facts.asked_qemu && checkpoint.disks.is_empty();
     if there.is_empty() && !unsure {
         // the last full's is deleted once it serves no disk
-        return (checkpoint.standing != Standing::LastFull).then(|| gone(facts, name));
+        return (checkpoint.standing != Standing::LastFull).then(|| gone(&facts.name, name));
     }
     if unsure && checkpoint.standing == Standing::LastFull {
         return None;
@@ -421,7 +424,7 @@ fn lost_by_libvirt(
     base.disks
         .retain(|(target, _)| has_disk(target) && (unsure || there.iter().any(|disk| disk.disk == *target)));
     if base.disks.is_empty() {
-        return Some(gone(facts, name));
+        return Some(gone(&facts.name, name));
     }
     let text = format!("Checkpoint '{name}' for incremental backup not found: libvirt does not know it");
     let mut found = match unsure {
@@ -443,8 +446,12 @@ fn lost_by_libvirt(
     )
 }
 
-fn gone(facts: &DomainFacts, name: &str) -> Diagnosis {
-    Diagnosis::note("checkpoint-gone", format!("checkpoint {name} is gone, and its bitmaps with it"))
+/// A checkpoint of which nothing is left: there is nothing to mend, and a backup makes a new one.
+pub(super) fn gone(domain: &str, name: &str) -> Diagnosis {
+    let mut found = Diagnosis::note(GONE, format!("checkpoint {name} is gone, and its bitmaps with it"))
         .means("the next backup reads in full, and stores only what changed; the one after it is incremental again")
-        .advise(format!("`vmkeep backup {}`", facts.name))
+        .advise(format!("`vmkeep backup {domain}`"))
+        .of_checkpoint(name);
+    found.domain = Some(domain.to_owned());
+    found
 }

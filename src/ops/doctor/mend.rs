@@ -1,14 +1,15 @@
 //! Doing what findings say, and finding out whether it helped.
 
-use super::domain::{Case, examine};
+use std::path::Path;
+
+use super::domain::{Case, GONE, examine, gone};
 use super::{Diagnosis, DoctorOptions, Remedy, shown, told};
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
+use crate::ops::backup::checkpoint_prefix;
 use crate::ops::checkpoints::{Known, is_locked};
 use crate::repo::Repository;
-use crate::source::domain::{
-    Hypervisor, JobDirState, JobFacts, belongs_to, job_dirs, remove_job_dir, scratch_place,
-};
+use crate::source::domain::{Hypervisor, JobDirState, belongs_to, job_dirs, remove_job_dir, scratch_place};
 use crate::source::qemu_nbd::stale_directories;
 
 /// Says what a remedy does.
@@ -100,9 +101,11 @@ impl Visit<'_> {
             }
             return Ok((found, Some(uuid)));
         }
-        self.treat(name, &mut found)?;
+        self.treat(name, &mut found);
         match self.examine(name, locked_out) {
             Ok((left, _)) => check(&mut found, left),
+            // what was done has to be told, though nobody looked whether it helped
+            Err(Error::Cancelled) => {}
             Err(error) => found.push(unreadable(name, &error)),
         }
         Ok((found, Some(uuid)))
@@ -110,10 +113,12 @@ impl Visit<'_> {
 
     fn examine(&self, name: &str, locked_out: bool) -> Result<(Vec<Diagnosis>, String)> {
         let facts = self.hypervisor.look(name, self.options.ask_qemu)?;
-        let at_work = locked_out || matches!(facts.job, JobFacts::Alive { .. });
         let known = match self.repository {
-            // a catalog that cannot be read has been told of
-            Some(repository) => Known::of(repository, name, at_work, self.monitor).ok(),
+            Some(repository) => match Known::of(repository, &facts, locked_out, self.monitor) {
+                Err(Error::Cancelled) => return Err(Error::Cancelled),
+                // a catalog that cannot be read has been told of
+                known => known.ok(),
+            },
             None => None,
         };
         let place = scratch_place(self.options.scratch_dir.as_deref());
@@ -126,51 +131,62 @@ impl Visit<'_> {
         Ok((examine(&facts, &case), facts.uuid))
     }
 
-    /// Applies each remedy once, jobs before checkpoints: they come in that order.
-    fn treat(&self, name: &str, found: &mut [Diagnosis]) -> Result<()> {
-        let mut applied: Vec<(Remedy, Option<String>)> = Vec::new();
+    /// Applies each remedy once, jobs before checkpoints: they come in that order. Stops when it is cancelled.
+    fn treat(&self, name: &str, found: &mut [Diagnosis]) {
+        let mut applied: Vec<(Remedy, Result<(), String>)> = Vec::new();
         for diagnosis in found {
-            self.monitor.check()?;
+            if self.monitor.is_cancelled() {
+                return;
+            }
             let Some(remedy) = diagnosis.remedy.clone() else { continue };
-            let failure = match applied.iter().find(|(known, _)| *known == remedy) {
-                Some((_, failure)) => failure.clone(),
-                None => {
-                    let failure = self.apply(name, &remedy).err().map(|error| told(&error));
-                    applied.push((remedy.clone(), failure.clone()));
-                    failure
-                }
+            let result = match applied.iter().find(|(known, _)| *known == remedy) {
+                Some((_, result)) => result.clone(),
+                None => match (self.apply(name, &remedy), &remedy) {
+                    // libvirt had a look, and now it is known
+                    (Ok(false), Remedy::TellCheckpoint { base, .. }) => {
+                        *diagnosis = gone(name, &base.name);
+                        continue;
+                    }
+                    (result, _) => {
+                        let result = result.map(|_| ()).map_err(|error| told(&error));
+                        applied.push((remedy.clone(), result.clone()));
+                        result
+                    }
+                },
             };
-            match failure {
-                Some(failure) => diagnosis.failure = Some(failure),
-                None => diagnosis.done = Some(describe_done(&remedy)),
+            match result {
+                Ok(()) => diagnosis.done = Some(describe_done(&remedy)),
+                Err(failure) => diagnosis.failure = Some(failure),
             }
         }
-        Ok(())
     }
 
-    fn apply(&self, domain: &str, remedy: &Remedy) -> Result<()> {
+    /// Returns false if it turned out that there is nothing to be mended.
+    fn apply(&self, domain: &str, remedy: &Remedy) -> Result<bool> {
         let hypervisor = self.hypervisor;
-        let prefix = self.repository.map(|repository| crate::ops::backup::checkpoint_prefix(repository.id()));
-        let prefix = prefix.unwrap_or_default();
+        let prefix = self.repository.map(|repository| checkpoint_prefix(repository.id())).unwrap_or_default();
         match remedy {
-            Remedy::EndDeadJob { socket } => hypervisor.end_dead_job(domain, socket),
-            Remedy::EndForeignJob { socket } => hypervisor.end_foreign_job(domain, socket.as_deref()),
-            Remedy::Thaw => hypervisor.thaw(domain),
+            Remedy::EndDeadJob { socket } => hypervisor.end_dead_job(domain, socket)?,
+            Remedy::EndForeignJob { socket } => hypervisor.end_foreign_job(domain, socket.as_deref())?,
+            Remedy::Thaw => hypervisor.thaw(domain)?,
             Remedy::DeleteCheckpoint { name, disks } => {
-                hypervisor.delete_checkpoint(domain, &prefix, name, disks)
+                hypervisor.delete_checkpoint(domain, &prefix, name, disks)?;
             }
             Remedy::NarrowCheckpoint { name, broken } => {
-                hypervisor.narrow_checkpoint(domain, &prefix, name, broken)
+                hypervisor.narrow_checkpoint(domain, &prefix, name, broken)?;
             }
             Remedy::TellCheckpoint { base, created } => {
-                hypervisor.tell_checkpoint(domain, base, *created).map(|_| ())
+                return hypervisor.tell_checkpoint(domain, base, *created);
             }
-            Remedy::RemoveJobDir { path } => remove_job_dir(path),
-            Remedy::RemoveDirectory { path } => {
-                std::fs::remove_dir_all(path).map_err(|error| Error::io("remove", path.display(), error))
-            }
+            Remedy::RemoveJobDir { path } => remove_job_dir(path)?,
+            Remedy::RemoveDirectory { path } => remove_directory(path)?,
         }
+        Ok(true)
     }
+}
+
+fn remove_directory(path: &Path) -> Result<()> {
+    std::fs::remove_dir_all(path).map_err(|error| Error::io("remove", path.display(), error))
 }
 
 /// What is not there any more was mended; what is there only now is added.
@@ -182,9 +198,22 @@ fn check(found: &mut Vec<Diagnosis>, left: Vec<Diagnosis>) {
             diagnosis.failure = Some("it is still there".into());
         }
     }
-    let new: Vec<Diagnosis> =
-        left.into_iter().filter(|other| found.iter().all(|diagnosis| !other.is_same(diagnosis))).collect();
-    found.extend(new);
+    for mut other in left {
+        // what is known to have been deleted is not asked about
+        let is_deleted = |diagnosis: &Diagnosis| {
+            let by_us = matches!(diagnosis.remedy, Some(Remedy::DeleteCheckpoint { .. })) && diagnosis.mended;
+            (by_us || diagnosis.kind == GONE) && diagnosis.checkpoint == other.checkpoint
+        };
+        let is_told = matches!(other.remedy, Some(Remedy::TellCheckpoint { .. }));
+        if let (true, Some(domain), Some(name)) = (is_told, &other.domain, &other.checkpoint)
+            && found.iter().any(is_deleted)
+        {
+            other = gone(domain, name);
+        }
+        if found.iter().all(|diagnosis| !other.is_same(diagnosis)) {
+            found.push(other);
+        }
+    }
 }
 
 fn unreadable(name: &str, error: &Error) -> Diagnosis {
@@ -240,9 +269,7 @@ pub(super) fn directories(options: &DoctorOptions, uuids: &[String], now_ms: i64
 fn remove(diagnosis: &mut Diagnosis) {
     let removed = match &diagnosis.remedy {
         Some(Remedy::RemoveJobDir { path }) => remove_job_dir(path),
-        Some(Remedy::RemoveDirectory { path }) => {
-            std::fs::remove_dir_all(path).map_err(|error| Error::io("remove", path.display(), error))
-        }
+        Some(Remedy::RemoveDirectory { path }) => remove_directory(path),
         _ => return,
     };
     match removed {

@@ -182,9 +182,11 @@ pub struct DoctorReport {
 
 /// Looks for what is wrong with the host and with all domains, or with one, and mends what can be mended safely.
 ///
+/// Cancelled, it returns what it found and did until then.
+///
 /// # Errors
-/// [`Error::NotFound`] for a domain that does not exist; [`Error::Unreachable`] if libvirt is and a domain is named;
-/// [`Error::Cancelled`]. All else that is wrong is a finding.
+/// [`Error::NotFound`] for a domain that does not exist; [`Error::Unreachable`] if libvirt is and a domain is named.
+/// All else that is wrong is a finding.
 pub fn doctor(
     surroundings: &Surroundings<'_>,
     options: &DoctorOptions,
@@ -203,11 +205,14 @@ pub fn doctor(
     }
     if let Ok(hypervisor) = surroundings.hypervisor {
         let mut uuids = Vec::new();
-        for name in &report.domains {
-            monitor.check()?;
+        // what was done has to be told: whoever cancels gets the report of what was looked at
+        for name in report.domains.iter().take_while(|_| !monitor.is_cancelled()) {
             let visit =
                 mend::Visit { hypervisor, repository: surroundings.repository.ok(), options, monitor };
-            let (findings, uuid) = visit.domain(name)?;
+            let (findings, uuid) = match visit.domain(name) {
+                Err(Error::Cancelled) => break,
+                seen => seen?,
+            };
             report.findings.extend(findings);
             uuids.extend(uuid);
         }
@@ -242,3 +247,6 @@ fn told(error: &Error) -> String {
 fn shown(path: &Path) -> String {
     path.display().to_string()
 }
+
+#[cfg(test)]
+mod tests;

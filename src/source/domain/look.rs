@@ -33,6 +33,8 @@ pub enum BitmapState {
     Broken,
     /// It is there; whether it is sound cannot be told from outside of QEMU.
     Present,
+    /// It should be there, but its image cannot be looked at.
+    Unknown,
 }
 
 impl BitmapState {
@@ -179,7 +181,7 @@ impl Evidence<'_> {
             return match (&self.chain, in_file) {
                 (Some(chain), Some(true)) => Some(state_in_images(chain)),
                 (_, Some(_)) => (self.verdict != Verdict::Unknown).then_some(BitmapState::Missing),
-                _ => (self.verdict != Verdict::Unknown).then_some(BitmapState::Broken),
+                _ => (self.verdict != Verdict::Unknown).then_some(BitmapState::Unknown),
             };
         }
         if let Some(Some(bitmap)) = self.qemu {
@@ -199,7 +201,8 @@ impl Evidence<'_> {
             }
             // a bitmap that is in the image and that QEMU cannot use was not saved
             (Verdict::Broken, Some(true), _) => Some(BitmapState::Inconsistent),
-            (Verdict::Broken, None, _) | (Verdict::Unasked, ..) => Some(BitmapState::Broken),
+            (Verdict::Broken, None, _) => Some(BitmapState::Broken),
+            (Verdict::Unasked, ..) => Some(BitmapState::Unknown),
             (Verdict::Unknown, Some(true), None) => Some(BitmapState::Present),
             (Verdict::Unknown, ..) => None,
         }
@@ -522,7 +525,8 @@ mod tests {
             (false, Verdict::Unasked, Some(vec![Some(&disabled)]), None, Some(Disabled)),
             (false, Verdict::Unasked, Some(vec![None]), None, Some(Missing)),
             (false, Verdict::Unasked, Some(vec![None, Some(&sound)]), None, Some(Spread)),
-            (false, Verdict::Unasked, None, None, Some(Broken)),
+            (false, Verdict::Unasked, None, None, Some(Unknown)),
+            (true, Verdict::Unasked, Some(vec![Some(&in_use)]), None, Some(Unknown)),
             (false, Verdict::Unknown, Some(vec![Some(&sound)]), None, Some(Sound)),
             (false, Verdict::Unknown, Some(vec![None]), None, None),
             (true, Verdict::Sound(0), Some(vec![None]), None, Some(Sound)),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::ffi::{Guest, Power};
+use super::ffi::{CHECKPOINT_INCONSISTENT, Guest, Power};
 use super::{BaseCheckpoint, Hypervisor, checkpoints, live, offline, workdir, xml};
 use crate::error::{Error, Result};
 
@@ -74,11 +74,12 @@ impl Hypervisor {
         removed
     }
 
-    /// Tells libvirt of a checkpoint that it lost and whose bitmaps are there; returns the disks that it tracks now.
+    /// Tells libvirt of a checkpoint that it lost; of one of a running domain only if its bitmaps are there and sound.
+    /// Returns whether they are.
     ///
     /// # Errors
-    /// What libvirt says, above all that a bitmap is missing or broken.
-    pub fn tell_checkpoint(&self, domain: &str, base: &BaseCheckpoint, created: i64) -> Result<Vec<String>> {
+    /// What libvirt says.
+    pub fn tell_checkpoint(&self, domain: &str, base: &BaseCheckpoint, created: i64) -> Result<bool> {
         let guest = self.guest(domain)?;
         let name = &base.name;
         let targets: Vec<&str> = base.disks.iter().map(|(target, _)| target.as_str()).collect();
@@ -86,10 +87,13 @@ impl Hypervisor {
         let parent = if let [leaf] = &leaves[..] { Some(leaf.as_str()) } else { None };
         let text = xml::write_redefined(name, &targets, parent, created);
         let running = !is_off(&guest)?;
-        guest.checkpoint_redefine(&text, running).map_err(|fault| {
-            fault.at("be told of", format_args!("checkpoint {name} of {}", guest.object()))
-        })?;
-        Ok(checkpoints::tracked(&guest, name)?.unwrap_or_default())
+        match guest.checkpoint_redefine(&text, running) {
+            Ok(()) => Ok(true),
+            Err(fault) if fault.code == CHECKPOINT_INCONSISTENT => Ok(false),
+            Err(fault) => {
+                Err(fault.at("be told of", format_args!("checkpoint {name} of {}", guest.object())))
+            }
+        }
     }
 
     /// Ends the backup job of a vmkeep that is gone, and removes its directory.
