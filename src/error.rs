@@ -153,6 +153,17 @@ impl Error {
         }
     }
 
+    /// Returns true if the storage has no space left.
+    pub fn is_storage_full(&self) -> bool {
+        match self {
+            Self::Context { source, .. } => source.is_storage_full(),
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+
     /// Returns true if what was written may not survive a power cut, although it is there.
     pub fn is_failed_sync(&self) -> bool {
         match self {

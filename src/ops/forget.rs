@@ -45,14 +45,17 @@ pub fn forget(
     if dry_run || points.is_empty() {
         return Ok(report);
     }
-    bury(
-        repository,
-        Tombstone {
-            points: points.to_vec(),
-            reason: reason.to_owned(),
-            time_ms: (repository.environment().now_ms)(),
-        },
-    )?;
+    let time_ms = (repository.environment().now_ms)();
+    let tombstone = Tombstone { points: points.to_vec(), reason: reason.to_owned(), time_ms };
+    match bury(repository, tombstone.clone()) {
+        Err(error) if error.is_storage_full() => {
+            // whoever forgets where no space is left wants to prune next, which does with what is left of it
+            monitor.note("no space is left: giving the reserve back");
+            repository.storage().delete(ObjectName::Reserve)?;
+            bury(repository, tombstone)?;
+        }
+        buried => buried?,
+    }
     Ok(report)
 }
 

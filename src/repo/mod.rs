@@ -24,7 +24,7 @@ pub mod view;
 pub mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use crate::chunk::{Cutter, IdHasher};
@@ -33,7 +33,7 @@ use crate::format::config::{Config, CutterParams, StorageTraits};
 use crate::format::envelope::ObjectKind;
 use crate::format::limits::FORMAT_VERSION;
 use crate::format::name::ObjectName;
-use crate::id::{KeyDomainId, RepositoryId};
+use crate::id::{KeyDomainId, RepositoryId, SessionId};
 use crate::index::Index;
 use crate::manifest::Geometry;
 use crate::monitor::Monitor;
@@ -119,6 +119,8 @@ pub struct Repository {
     geometry: Geometry,
     cache_dir: Option<PathBuf>,
     index: RwLock<Arc<dyn Index>>,
+    /// Sessions of this process whose abort could not be put: the storage was full, or could not be reached.
+    unfinished: Arc<Mutex<Vec<SessionId>>>,
 }
 
 /// Fills an array with random bytes from the operating system.
@@ -205,6 +207,7 @@ impl Repository {
             environment: environment.clone(),
             cache_dir: cache_dir.map(Path::to_path_buf),
             index: RwLock::new(Arc::new(crate::index::MemoryIndex::default())),
+            unfinished: Arc::default(),
             storage,
             config,
         })

@@ -22,6 +22,7 @@ pub struct Session {
     heartbeat: Option<Heartbeat>,
     ended: bool,
     exclusive: bool,
+    unfinished: Arc<Mutex<Vec<SessionId>>>,
 }
 
 #[derive(Debug)]
@@ -94,9 +95,18 @@ impl Session {
             heartbeat: None,
             ended: false,
             exclusive: !repository.breaks(Rule::ExclusiveOutcome),
+            unfinished: Arc::clone(&repository.unfinished),
         };
+        session.end_unfinished(repository);
         session.heartbeat = Some(Heartbeat::start(Arc::clone(&session.storage), id, timing.heartbeat)?);
         Ok(session)
+    }
+
+    /// Ends sessions of this process whose abort failed, if it can be put now.
+    fn end_unfinished(&self, repository: &Repository) {
+        let Ok(mut unfinished) = self.unfinished.lock() else { return };
+        unfinished
+            .retain(|id| repository.end_session(*id, self.id, "the work failed or was cancelled").is_err());
     }
 
     /// Returns its id.
@@ -211,8 +221,13 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if !self.ended {
-            // if even this fails, the session is one that a kill has left: the next prune ends it
-            let _ = self.abort_once("the work failed or was cancelled");
+            // if even this fails, the session is like one that a kill has left: the next one of this process ends it,
+            // or the next prune
+            if self.abort_once("the work failed or was cancelled").is_err()
+                && let Ok(mut unfinished) = self.unfinished.lock()
+            {
+                unfinished.push(self.id);
+            }
         }
     }
 }

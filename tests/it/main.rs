@@ -7,6 +7,7 @@ mod doctor;
 mod domain;
 mod fixtures;
 mod format;
+mod full_disk;
 mod fuzz;
 mod guest;
 mod hostile_bytes;

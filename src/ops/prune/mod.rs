@@ -82,7 +82,7 @@ pub struct PruneReport {
 /// nothing was deleted; [`Error::Fenced`]; those of the storage. A prune that failed has done no harm.
 pub fn prune(repository: &Repository, options: &PruneOptions, monitor: &dyn Monitor) -> Result<PruneReport> {
     match prune_once(repository, options, monitor) {
-        Err(error) if is_storage_full(&error) && !options.dry_run => {
+        Err(error) if error.is_storage_full() && !options.dry_run => {
             monitor.note("no space is left: giving the reserve back, and writing as little as possible");
             repository.storage().delete(ObjectName::Reserve)?;
             let thrifty = PruneOptions { max_repack_bytes: 0, ..options.clone() };
@@ -107,16 +107,6 @@ fn grow_reserve(repository: &Repository, monitor: &dyn Monitor) {
     });
     if let Err(error) = grown {
         monitor.note(&format!("the reserve for a full storage could not be put: {error}"));
-    }
-}
-
-fn is_storage_full(error: &Error) -> bool {
-    match error {
-        Error::Context { source, .. } => is_storage_full(source),
-        Error::Io { source, .. } => {
-            matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
-        }
-        _ => false,
     }
 }
 
