@@ -203,6 +203,12 @@ fn a_healthy_domain_has_nothing_wrong() {
     let before = ward.doctor(&[], 0);
     assert_eq!(finding(&before, "no-agent")["severity"], "note");
     assert!(!has(&before, "checkpoint-gone"), "it was never backed up: {before:#}");
+    // libvirt notes who uses QEMU's monitor
+    let tainted = || ward.lab.virsh(&["dominfo", "sound"]).contains("tainted");
+    ward.checkpoints(&[]);
+    assert!(!tainted(), "looking leaves no trace");
+    ward.checkpoints(&["--ask-qemu"]);
+    assert!(tainted(), "and asking QEMU does");
     let full = ward.backup(&[]);
     ward.write("vda", "1M", "0x11");
     for power in ["running", "off"] {
@@ -465,6 +471,49 @@ fn bitmaps_and_checkpoints_that_do_not_know_each_other() {
     ward.named_and_mended("bitmap-without-checkpoint", &["Bitmap already exists", &orphan]);
     let inc = ward.backup(&["-l", "inc"]);
     assert_eq!((&inc["disks"][0]["full_reason"], number(&inc, "changed_bytes")), (&Value::Null, 0), "{inc}");
+}
+
+#[test]
+fn a_domain_that_was_defined_anew() {
+    let ward = Ward::new("anew", &["vda:qcow2:8M"]);
+    ward.write("vda", "1M", "0x11");
+    let checkpoint = checkpoint_of(&ward.backup(&[]));
+    ward.off();
+    let define_anew = || {
+        let xml = ward.lab.dir().join("anew.xml");
+        std::fs::write(&xml, ward.lab.virsh(&["dumpxml", "anew", "--inactive"])).unwrap();
+        ward.lab.virsh(&["undefine", "anew", "--checkpoints-metadata"]);
+        ward.lab.virsh(&["define", xml.to_str().unwrap()]);
+    };
+    define_anew();
+    // the bitmap was in the image when the domain started, and so is seen
+    ward.on();
+    ward.named_and_mended("checkpoint-unknown-to-libvirt", &["but its bitmaps are there"]);
+    assert_eq!(ward.lab.checkpoints("anew"), [checkpoint.as_str()]);
+    ward.write("vda", "2M", "0x12");
+    let inc = ward.backup(&["-l", "inc"]);
+    assert_eq!(
+        (&inc["disks"][0]["full_reason"], number(&inc, "changed_bytes")),
+        (&Value::Null, 64 << 10),
+        "{inc}"
+    );
+
+    // there, but of no use: libvirt says so when it is told of it
+    ward.off();
+    ward.on();
+    ward.lab.cmd(&["crash", "anew"]);
+    define_anew();
+    ward.on();
+    let mended = ward.doctor(&["--fix"], 0);
+    assert!(has(&mended, "checkpoint-gone"), "{mended:#}");
+    assert_eq!(ward.lab.checkpoints("anew"), Vec::<String>::new());
+    let full = ward.backup(&["-l", "inc"]);
+    assert!(full["disks"][0]["full_reason"].is_string() && number(&full, "changed_bytes") == 0, "{full}");
+    assert_eq!(ward.backup(&["-l", "inc"])["disks"][0]["full_reason"], Value::Null);
+    // the broken bitmaps of the points before are superseded now
+    ward.off();
+    ward.named_and_mended("bitmap-without-checkpoint", &["Bitmap already exists"]);
+    assert_eq!(ward.bitmaps().len(), 1, "{:?}", ward.bitmaps());
 }
 
 #[test]
