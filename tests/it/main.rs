@@ -16,6 +16,7 @@ mod house;
 mod killed;
 mod mutate;
 mod order_of_writes;
+mod power_cut;
 mod readme;
 mod retention;
 mod support;
