@@ -1,5 +1,7 @@
 //! What most commands begin with: the repository opened, the progress shown, the points selected.
 
+use std::time::Duration;
+
 use jiff::ZonedDateTime;
 use vmkeep::error::{Error, Result};
 use vmkeep::id::PointId;
@@ -32,8 +34,23 @@ pub fn environment() -> Result<Environment> {
         process_id: std::process::id(),
         program: format!("vmkeep {VERSION}"),
         now_ms: || jiff::Timestamp::now().as_millisecond(),
-        timing: Timing::default(),
+        timing: timing(),
     })
+}
+
+/// Returns how long what takes. Tests of processes that stand still cannot wait for half an hour: they set
+/// `VMKEEP_TEST_TIMING` to the milliseconds between two heartbeats, until a session counts as dead, and between two looks.
+fn timing() -> Timing {
+    let text = std::env::var("VMKEEP_TEST_TIMING").unwrap_or_default();
+    let numbers: Vec<u64> = text.split(',').filter_map(|number| number.parse().ok()).collect();
+    match numbers.as_slice() {
+        [heartbeat, dead_after, poll] => Timing {
+            heartbeat: Duration::from_millis(*heartbeat),
+            dead_after: Duration::from_millis(*dead_after),
+            poll: Duration::from_millis(*poll),
+        },
+        _ => Timing::default(),
+    }
 }
 
 impl Work {

@@ -19,6 +19,7 @@ mod order_of_writes;
 mod power_cut;
 mod readme;
 mod retention;
+mod soak;
 mod support;
 mod verify;
 mod week;
