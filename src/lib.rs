@@ -47,12 +47,12 @@
 //! |---|---|---|
 //! | I1 | A point's manifests are complete: a restore reads no other point. | `every_point_restores_whatever_happened` `what_only_forgotten_points_had_is_gone` |
 //! | I2 | Objects are created once, never changed, and no name is used again. | `objects_are_created_once_and_names_are_not_used_again` |
-//! | I3 | Nothing counts without a committed outcome; after it the point is complete and durable. | `killed_fifty_times_and_still_fine` |
+//! | I3 | Nothing counts without a committed outcome; after it the point is complete and durable. | `killed_fifty_times_and_still_fine` `no_crash_at_any_step_loses_anything` `whichever_operation_fails_and_however` `the_power_goes_at_any_moment` |
 //! | I4 | All disks of a domain commit together, as one point of one instant. | `a_week_of_a_domain_restores_day_by_day` |
 //! | I5 | Every byte restored was checked against its chunk id; every difference is a finding that names point, disk and range. | `no_damage_is_restored_as_if_it_were_content` `a_flipped_bit_is_found_wherever_it_is` |
 //! | I6 | A restore equals what the guest would have read, zeroes included. | `a_week_of_a_domain_restores_day_by_day` `every_point_restores_whatever_happened` |
-//! | I7 | The local index may be lost, stale or wrong at any time: only speed suffers. | `each_file_may_be_gone_cut_or_overwritten` `the_index_on_disk_answers_as_the_one_in_memory` |
-//! | I8 | Prune deletes nothing that a committed point reaches, whatever clocks, pauses and concurrent writers do. | `cut_off_after_any_change_it_loses_nothing_and_the_next_one_succeeds` `a_running_backup_is_waited_for_and_loses_nothing` `a_missing_live_chunk_stops_it` |
+//! | I7 | The local index may be lost, stale or wrong at any time: only speed suffers. | `each_file_may_be_gone_cut_or_overwritten` `the_index_on_disk_answers_as_the_one_in_memory` `the_index_is_lost_spoilt_or_locked_at_any_moment` |
+//! | I8 | Prune deletes nothing that a committed point reaches, whatever clocks, pauses and concurrent writers do. | `cut_off_after_any_change_it_loses_nothing_and_the_next_one_succeeds` `a_running_backup_is_waited_for_and_loses_nothing` `a_missing_live_chunk_stops_it` `no_schedule_loses_anything` `each_rule_that_is_taken_away_is_missed` `everything_at_once` |
 //! | I9 | A checkpoint serves as a base only if a committed point names it and its bitmap is there and consistent; else the disk is read in full and the report says why. A backup that failed leaves the domain as it was. | `every_reason_for_a_full_is_given` `bitmap_or_metadata_gone` `a_cancelled_run_leaves_the_domain_as_it_was` |
 //! | I10 | Nothing is stored twice because of its level. | `a_week_of_levels_stores_nothing_twice` `the_same_content_elsewhere_is_stored_once` |
 

@@ -71,7 +71,8 @@ impl Lab {
             .unwrap();
         self.server = Some(child);
         for _ in 0..500 {
-            if socket.exists() {
+            // it is there before anybody listens
+            if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(20));
