@@ -47,7 +47,7 @@ still lost.")]
         #[arg(short = 'n', long)]
         dry_run: bool,
     },
-    /// Make a copy of each damaged point in which what is lost is marked unreadable
+    /// Bring points back whose outcome is lost; copy damaged ones, with what is lost marked unreadable
     #[command(after_long_help = "Examples:
   vmkeep repair points -n
   vmkeep repair points
@@ -168,7 +168,14 @@ fn points(app: &App, work: &Work, dry_run: bool) -> Result<Exit> {
                 None => format!("{old} of {domain}: {lost} lost; a point that says so would be made"),
             }
         })
-        .chain(report.points.is_empty().then(|| "no point is known to have lost anything".to_owned()))
+        .chain(report.brought_back.iter().map(|id| match dry_run {
+            true => format!("{}: its outcome is lost; it would be made anew", id.short()),
+            false => format!("{}: its outcome was lost, and was made anew", id.short()),
+        }))
+        .chain(
+            (report.points.is_empty() && report.brought_back.is_empty())
+                .then(|| "no point is known to have lost anything".to_owned()),
+        )
         .collect();
     print(app, work, "points", &report, &lines)?;
     Ok(Exit::Done)

@@ -13,6 +13,7 @@ pub mod explain;
 pub mod forget;
 pub mod freed;
 pub mod levels;
+mod lost_points;
 pub mod points;
 pub mod prune;
 mod record;

@@ -54,6 +54,8 @@ pub struct Catalog {
     points: Vec<PointEntry>,
     forgotten: Vec<PointEntry>,
     tombstones: HashMap<SessionId, Tombstone>,
+    /// Points that prunes have dropped.
+    swept: HashSet<PointId>,
     holds: HashMap<PointId, Vec<Hold>>,
     verified: Vec<(SessionId, VerifiedRecord)>,
     ended: HashMap<SessionId, Ended>,
@@ -86,12 +88,18 @@ impl Catalog {
                     catalog.problem(listed.name, problem, monitor);
                     Ended::Unreadable
                 }
-                Ok(Outcome::Sweep { .. } | Outcome::Done) => Ended::Committed,
+                Ok(Outcome::Sweep { points, .. }) => {
+                    catalog.swept.extend(points);
+                    Ended::Committed
+                }
+                Ok(Outcome::Done) => Ended::Committed,
                 Ok(Outcome::Hold { point, until_ms, reason }) => {
                     catalog.holds.entry(point).or_default().push(Hold { session, until_ms, reason });
                     Ended::Committed
                 }
-                Ok(Outcome::Verified { record }) => {
+                Ok(Outcome::Verified { mut record }) => {
+                    record.sound.sort_unstable();
+                    record.damaged.sort_unstable();
                     catalog.verified.push((session, record));
                     Ended::Committed
                 }
@@ -167,6 +175,11 @@ impl Catalog {
         self.points.iter().find(|entry| entry.record.id == id)
     }
 
+    /// Returns true if a prune has dropped a point.
+    pub fn is_swept(&self, id: PointId) -> bool {
+        self.swept.contains(&id)
+    }
+
     /// Returns the tombstones that count, by the session that put them.
     pub fn tombstones(&self) -> &HashMap<SessionId, Tombstone> {
         &self.tombstones
@@ -218,8 +231,8 @@ impl Catalog {
     /// Returns what the newest verify of at least `least` said of a point that it looked at as a whole.
     pub fn verified_state(&self, id: PointId, least: VerifiedLevel) -> Option<VerifiedState> {
         self.verified.iter().rev().find_map(|(_, record)| {
-            let sound = record.sound.contains(&id);
-            let named = sound && record.level >= least || record.damaged.contains(&id);
+            let sound = record.sound.binary_search(&id).is_ok();
+            let named = sound && record.level >= least || record.damaged.binary_search(&id).is_ok();
             named.then_some(VerifiedState { level: record.level, time_ms: record.time_ms, sound })
         })
     }

@@ -200,6 +200,18 @@ impl<'a> ChunkReader<'a> {
         Ok(ids.iter().zip(found).map(is_lost).collect())
     }
 
+    /// Returns for each chunk whether it has a place anywhere at all, in segments that do not count too. Whether it can be
+    /// read there is not tried.
+    ///
+    /// # Errors
+    /// As [`ChunkReader::locate`]; those of the storage.
+    pub fn is_somewhere(&self, ids: &[ChunkId]) -> Result<Vec<bool>> {
+        let anywhere = self.last_resort()?.lookup(ids)?;
+        let is_there =
+            |(id, places): (&ChunkId, Vec<Location>)| places.iter().any(|place| self.view.is_good(id, place));
+        Ok(ids.iter().zip(anywhere).map(is_there).collect())
+    }
+
     /// Returns a chunk whose content was checked against its id.
     ///
     /// # Errors

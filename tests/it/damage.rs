@@ -4,10 +4,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use vmkeep::error::Result;
+use vmkeep::extent::{ByteRange, RangeSet};
 use vmkeep::format::name::{Folder, ObjectName};
+use vmkeep::format::point::PointRecord;
 use vmkeep::monitor::Recorder;
 use vmkeep::ops::RequestedLevel;
 use vmkeep::ops::backup::{ImageBackupOptions, ImageInput, backup_image};
+use vmkeep::ops::prune::{PruneOptions, prune};
+use vmkeep::ops::repair::repair_points;
 use vmkeep::ops::restore::{ImageFormat, OnDamage, RestoreOptions, RestoreOutput, restore};
 use vmkeep::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use vmkeep::repo::{CreateOptions, Environment, Repository};
@@ -112,6 +116,29 @@ impl Small {
             }
         }
         right
+    }
+
+    /// Restores with zeroes for what is lost; returns those ranges. The rest has to be right.
+    fn lost_by_force(&self, repository: &Repository, record: &PointRecord) -> Vec<(u64, u64)> {
+        let target = self.directory.path().join("forced");
+        let options = RestoreOptions {
+            output: RestoreOutput::Targets(vec![("vda".into(), target.clone())]),
+            disks: Vec::new(),
+            format: ImageFormat::Raw,
+            force: true,
+            on_damage: OnDamage::Zero,
+            dry_run: false,
+        };
+        let report = restore(repository, record, &options, &Recorder::new()).unwrap();
+        let found = std::fs::read(&target).unwrap();
+        let missing = report.disks[0].missing.clone();
+        let is_right = |content: &Vec<u8>| {
+            let mut content = content.clone();
+            missing.iter().for_each(|(start, len)| content[*start as usize..][..*len as usize].fill(0));
+            content == found
+        };
+        assert!(self.contents.iter().any(is_right), "what is not said to be lost is wrong");
+        missing
     }
 
     /// Damages an object, looks, and mends it.
@@ -221,6 +248,69 @@ fn the_loss_of_any_one_object_of_metadata_loses_no_point() {
             );
         }
     }
+}
+
+/// An outcome that is gone leaves a point that nobody lists. It is noticed, and made anew from a copy of the record.
+#[test]
+fn a_lost_outcome_is_noticed_and_made_anew() {
+    let small = Small::new();
+    let outcomes: Vec<ObjectName> =
+        small.objects().into_iter().filter(|name| name.folder() == Some(Folder::Outcomes)).collect();
+    for name in outcomes {
+        small.storage.tamper(name, |_| None);
+        assert_eq!(small.check_restores(), 1);
+        assert!(small.is_found(), "{name} is gone, and nobody notices");
+        let repository = small.open().unwrap();
+        // whoever does not look first loses nothing by a prune either
+        assert!(prune(&repository, &PruneOptions::default(), &Recorder::new()).is_err());
+        let report = repair_points(&repository, false, &Recorder::new()).unwrap();
+        assert_eq!(report.brought_back.len(), 1);
+        assert_eq!(small.check_restores(), 2);
+        assert!(!small.is_found());
+    }
+}
+
+/// What a verify says is lost is what cannot be restored: no more, no less.
+#[test]
+fn damage_is_localised_as_a_restore_by_force_finds_it() {
+    let small = Small::new();
+    let mut compared = 0;
+    for name in small.objects().into_iter().filter(|name| matches!(name, ObjectName::Pack(_))) {
+        let len = small.storage.len(name).unwrap() as usize;
+        for at in (0..len).step_by(7).map(Some).chain([None]) {
+            let damage = |bytes: &mut Vec<u8>| {
+                if let Some(at) = at {
+                    bytes[at] ^= 0x20;
+                }
+                at.is_some()
+            };
+            small.with(name, &format!("{at:?}"), damage, || {
+                let repository = small.open().unwrap();
+                let options = VerifyOptions { level: VerifyLevel::Data, ..VerifyOptions::default() };
+                let report = verify(&repository, &options, &Recorder::new()).unwrap();
+                assert!(!report.findings.is_empty());
+                let catalog = repository.catalog(&Recorder::new()).unwrap();
+                for entry in catalog.points() {
+                    let lost = small.lost_by_force(&repository, &entry.record);
+                    let mut said: Vec<(u64, u64)> = report
+                        .findings
+                        .iter()
+                        .flat_map(|finding| &finding.affected)
+                        .filter(|affected| affected.point == entry.record.id)
+                        .flat_map(|affected| affected.ranges.clone())
+                        .collect();
+                    said.sort_unstable();
+                    assert_eq!(joined(&said), joined(&lost), "{name} at {at:?}");
+                }
+            });
+            compared += 1;
+        }
+    }
+    assert!(compared > 2000, "{compared}");
+}
+
+fn joined(ranges: &[(u64, u64)]) -> RangeSet {
+    ranges.iter().filter_map(|(start, len)| ByteRange::new(*start, *len)).collect()
 }
 
 #[test]

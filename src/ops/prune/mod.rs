@@ -28,6 +28,7 @@ use crate::format::segment::Segment;
 use crate::format::session::{Mark, Outcome, SessionKind};
 use crate::id::{PackId, PointId, SegmentId};
 use crate::monitor::Monitor;
+use crate::ops::lost_points;
 use crate::repo::reader::ChunkReader;
 use crate::repo::rules::Rule;
 use crate::repo::session::Session;
@@ -224,6 +225,7 @@ fn choose_all(
 ) -> Result<Chosen> {
     refuse_unreadable(catalog)?;
     let reader = ChunkReader::new(repository, view);
+    refuse_lost(repository, catalog, &reader, monitor)?;
     let drop = droppable(repository, catalog);
     let kept = catalog.points().iter().chain(catalog.forgotten()).map(|entry| &entry.record);
     let records = kept.filter(|record| !drop.contains(&record.id));
@@ -303,6 +305,24 @@ fn add_uses(segment: &Segment, view: &View, live: &mut Live, uses: &mut HashMap<
         let (id, kind) = (pack.id, pack.kind);
         let stored_len = view.packs().get(&id).copied().unwrap_or(0);
         uses.insert(id, PackUse { id, kind, stored_len, raw_len, live_len, is_damaged: false });
+    }
+}
+
+/// A point whose outcome is lost looks like what a killed session left.
+fn refuse_lost(
+    repository: &Repository,
+    catalog: &Catalog,
+    reader: &ChunkReader<'_>,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    let lost = lost_points::find(repository, catalog, reader, monitor)?;
+    match lost.iter().find(|lost| lost.is_complete) {
+        None => Ok(()),
+        Some(lost) => Err(Error::Damaged(format!(
+            "{} is missing, which made a point of {}; nothing is deleted before `vmkeep repair points`",
+            ObjectName::Outcome(lost.record.id.into()),
+            lost.record.domain,
+        ))),
     }
 }
 

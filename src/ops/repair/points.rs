@@ -6,12 +6,14 @@ use crate::error::{Context, Error, Result};
 use crate::extent::ByteRange;
 use crate::format::codec;
 use crate::format::limits::MAX_CHUNK_LEN;
+use crate::format::name::ObjectName;
 use crate::format::node::{ChunkKind, LeafEntry};
 use crate::format::point::{DiskRecord, FileRecord, Manifest, PointRecord, PointStats};
 use crate::format::session::{Outcome, SessionKind};
 use crate::id::{ChunkId, PointId};
 use crate::manifest::{EntryRef, NodeAt, TreeWriter, Visitor, walk};
 use crate::monitor::Monitor;
+use crate::ops::lost_points;
 use crate::ops::record::check_marks;
 use crate::repo::heal::find_lost;
 use crate::repo::reader::ChunkReader;
@@ -43,6 +45,8 @@ pub struct RepairedPoint {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PointsReport {
     pub points: Vec<RepairedPoint>,
+    /// Points whose outcome was lost, and is there again, made of a copy of the record. Its numbers are gone.
+    pub brought_back: Vec<PointId>,
     pub dry_run: bool,
 }
 
@@ -52,9 +56,18 @@ pub struct PointsReport {
 /// # Errors
 /// Those of the storage; [`Error::Fenced`] by a prune.
 pub fn repair_points(repository: &Repository, dry_run: bool, monitor: &dyn Monitor) -> Result<PointsReport> {
-    let mut report = PointsReport { points: Vec::new(), dry_run };
+    let mut report = PointsReport { points: Vec::new(), brought_back: Vec::new(), dry_run };
     let (catalog, view) = repository.refresh(monitor)?;
     let reader = ChunkReader::new(repository, &view);
+    for lost in lost_points::find(repository, &catalog, &reader, monitor)? {
+        if !lost.is_complete {
+            continue;
+        }
+        report.brought_back.push(lost.record.id);
+        if !dry_run {
+            bring_back(repository, lost.record)?;
+        }
+    }
     for entry in catalog.points() {
         let record = &entry.record;
         if is_repaired(&catalog, record) {
@@ -81,6 +94,18 @@ pub fn repair_points(repository: &Repository, dry_run: bool, monitor: &dyn Monit
         });
     }
     Ok(report)
+}
+
+/// Puts a lost outcome again: what the session stored counts once more.
+fn bring_back(repository: &Repository, record: PointRecord) -> Result<()> {
+    let name = ObjectName::Outcome(record.id.into());
+    let outcome = Outcome::Point { record: Box::new(record), stats: PointStats::default() };
+    let bytes = outcome.to_object(repository.id()).map_err(|fault| Error::malformed(name, fault))?;
+    match repository.storage().put_new(name, &bytes) {
+        // somebody has done it meanwhile
+        Err(Error::Exists { .. }) => Ok(()),
+        put => put,
+    }
 }
 
 /// Returns true if a point is a repaired one, or there is one for it.

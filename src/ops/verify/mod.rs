@@ -21,12 +21,13 @@ use serde::Serialize;
 
 use self::sample::{Sample, choose};
 use crate::error::{Error, Result};
+use crate::extent::ByteRange;
 use crate::format::name::{Folder, ObjectName};
 use crate::format::segment::Segment;
 use crate::format::session::VerifiedLevel;
 use crate::id::{ChunkId, PackId, PointId, SegmentId};
 use crate::monitor::Monitor;
-use crate::ops::Finding;
+use crate::ops::{Finding, lost_points};
 use crate::repo::catalog::Ended;
 use crate::repo::reader::ChunkReader;
 use crate::repo::view::View;
@@ -192,10 +193,25 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
         monitor.check()?;
         verify_segment(&scope, id, monitor, &mut bad, &mut findings, &mut report)?;
     }
+    let reader = ChunkReader::new(repository, &view);
     if wanted.is_none() {
         check_folders(repository, &mut findings)?;
+        for lost in lost_points::find(repository, &catalog, &reader, monitor)? {
+            let name = ObjectName::Outcome(lost.record.id.into());
+            let rest = if lost.is_complete {
+                "; `vmkeep repair points` brings it back"
+            } else {
+                ", and parts of it too"
+            };
+            let problem = format!("the outcome of a point of {} is missing{rest}", lost.record.domain);
+            let finding = findings.at(name.to_string(), &problem);
+            for (disk, manifest) in points::maps(&lost.record) {
+                if let Some(whole) = ByteRange::new(0, manifest.size) {
+                    points::add_range(finding, lost.record.id, &lost.record.domain, disk, whole);
+                }
+            }
+        }
     }
-    let reader = ChunkReader::new(repository, &view);
     points::verify_points(repository, &reader, &points, &bad, monitor, &mut findings, &mut report)?;
     if options.level == VerifyLevel::Restore {
         restored::restore_points(repository, &reader, &points, monitor, &mut findings, &mut report)?;

@@ -87,6 +87,10 @@ fn verify_pack(scope: &Scope<'_>, pack: &SegmentPack, chunks: &[&SegmentChunk]) 
     let bytes = match repository.storage().get(name, MAX_PACK_LEN) {
         Ok(bytes) => bytes,
         Err(Error::Cancelled) => return Err(Error::Cancelled),
+        // one pack that cannot be read is damage; a storage that cannot be reached is not
+        Err(error @ Error::Io { .. }) if repository.storage().len(ObjectName::Config).is_err() => {
+            return Err(error);
+        }
         Err(error) => {
             verdict.problem = Some(describe(&error));
             verdict.all_bad = true;
