@@ -1,17 +1,15 @@
 //! `vmkeep repair`.
 
-use std::path::{Path, PathBuf};
-
 use clap::Subcommand;
 use serde::Serialize;
-use vmkeep::error::Result;
-use vmkeep::nbd::NbdUri;
+use vmkeep::error::{Error, Result};
 use vmkeep::ops::backup::ImageInput;
 use vmkeep::ops::repair::{PacksOptions, repair_index, repair_packs, repair_points};
 use vmkeep::repo::Repository;
 use vmkeep::storage;
 
 use super::exit::Exit;
+use super::verify::image_input;
 use super::work::{Work, environment};
 use super::{App, units};
 
@@ -143,14 +141,7 @@ fn packs(app: &App, work: &Work, from: Option<&str>, from_disk: Option<&str>, dr
 }
 
 fn image(text: &str) -> Result<ImageInput> {
-    use std::os::unix::fs::FileTypeExt;
-
-    if text.contains("://") {
-        return Ok(ImageInput::Nbd(text.parse::<NbdUri>()?));
-    }
-    let path = PathBuf::from(text);
-    let is_device = std::fs::metadata(Path::new(text)).is_ok_and(|found| found.file_type().is_block_device());
-    Ok(if is_device { ImageInput::Block(path) } else { ImageInput::File { path, format: None } })
+    image_input(text)?.ok_or_else(|| Error::NotFound { object: text.to_owned() })
 }
 
 fn points(app: &App, work: &Work, dry_run: bool) -> Result<Exit> {

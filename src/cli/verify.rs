@@ -231,8 +231,11 @@ fn against(args: &Args, app: &App, work: &Work, source: &str) -> Result<Exit> {
     Ok(exit)
 }
 
-/// Returns what a source names if it is an image; `None`: a domain.
-fn image_input(source: &str) -> Result<Option<ImageInput>> {
+/// Returns what a text names if it is an image; `None`: there is no such file, it may be a domain.
+///
+/// # Errors
+/// A URI that is none; a path that is none.
+pub fn image_input(source: &str) -> Result<Option<ImageInput>> {
     if source.contains("://") {
         return Ok(Some(ImageInput::Nbd(source.parse::<NbdUri>()?)));
     }

@@ -7,7 +7,7 @@ use crate::format::codec;
 use crate::format::envelope::{self, ObjectKind};
 use crate::format::limits::{MAX_CHUNK_LEN, MAX_FRAME_RAW_LEN, MAX_PACK_LEN};
 use crate::format::node::ChunkKind;
-use crate::format::pack::{FrameEntry, PackKind};
+use crate::format::pack::{FrameEntry, PackKind, TableChunk};
 use crate::id::{ChunkId, PackId, RepositoryId, SessionId};
 
 /// A pack that a segment speaks of.
@@ -32,6 +32,14 @@ pub struct SegmentChunk {
     /// First byte in the frame's plaintext.
     pub offset: u32,
     pub len: u32,
+}
+
+impl SegmentChunk {
+    /// Says of a chunk what its pack's table says; `pack`: the number of the pack in the segment.
+    pub fn in_pack(chunk: &TableChunk, pack: u32) -> Self {
+        let TableChunk { id, kind, frame, offset, len } = *chunk;
+        Self { id, kind, pack, frame, offset, len }
+    }
 }
 
 /// A decoded segment. It counts only if the outcome of its owner is committed.

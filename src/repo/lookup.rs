@@ -204,18 +204,8 @@ impl Repository {
 
 /// Says in a segment's words what a pack's table says.
 fn segment_of_pack(id: PackId, len: u64, header: &PackHeader, table: &PackTable) -> Segment {
-    let mut chunks: Vec<SegmentChunk> = table
-        .chunks
-        .iter()
-        .map(|chunk| SegmentChunk {
-            id: chunk.id,
-            kind: chunk.kind,
-            pack: 0,
-            frame: chunk.frame,
-            offset: chunk.offset,
-            len: chunk.len,
-        })
-        .collect();
+    let mut chunks: Vec<SegmentChunk> =
+        table.chunks.iter().map(|chunk| SegmentChunk::in_pack(chunk, 0)).collect();
     chunks.sort_unstable_by_key(|chunk| chunk.id);
     chunks.dedup_by_key(|chunk| chunk.id);
     Segment {

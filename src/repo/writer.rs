@@ -349,14 +349,7 @@ impl<'a> Packer<'a> {
             PackKind::Metadata => self.written.metadata_bytes += stored_len,
         }
         let number = u32::try_from(self.packs.len()).unwrap_or(u32::MAX);
-        self.chunks.extend(pack.table.chunks.iter().map(|chunk| SegmentChunk {
-            id: chunk.id,
-            kind: chunk.kind,
-            pack: number,
-            frame: chunk.frame,
-            offset: chunk.offset,
-            len: chunk.len,
-        }));
+        self.chunks.extend(pack.table.chunks.iter().map(|chunk| SegmentChunk::in_pack(chunk, number)));
         let frames = pack.table.frames.clone();
         self.packs.push(SegmentPack { id: pack.id, kind: pack.kind, stored_len, frames });
         Ok(())

@@ -122,14 +122,7 @@ impl Batch {
         };
         let table = read_pack_table(id, len, &mut read)?;
         let number = u32::try_from(self.packs.len()).unwrap_or(u32::MAX);
-        self.chunks.extend(table.chunks.iter().map(|chunk| SegmentChunk {
-            id: chunk.id,
-            kind: chunk.kind,
-            pack: number,
-            frame: chunk.frame,
-            offset: chunk.offset,
-            len: chunk.len,
-        }));
+        self.chunks.extend(table.chunks.iter().map(|chunk| SegmentChunk::in_pack(chunk, number)));
         self.packs.push(SegmentPack { id, kind: header.kind, stored_len: len, frames: table.frames });
         Ok(table.chunks.len() as u64)
     }
