@@ -175,15 +175,16 @@ impl History {
             Repository::create(Box::new(image), &CreateOptions::default(), &environment()).unwrap();
             return;
         }
-        let repository =
-            Repository::open(Box::new(image.clone()), None, &environment(), &Recorder::new()).unwrap();
-        let mut world = self.promised(cut, repository);
+        // as it was: what is opened here is worked on
+        let again = is_long().then(|| image.snapshot());
+        let repository = Repository::open(Box::new(image), None, &environment(), &Recorder::new()).unwrap();
+        let mut world = self.promised(cut, repository, &[]);
         world.check_reads();
-        self.recover(&mut world, cut, is_long().then_some(&image));
+        self.recover(&mut world, cut, again.as_ref());
     }
 
-    /// Returns what has to be there, with what may be there and is.
-    fn promised(&self, cut: usize, repository: Repository) -> World {
+    /// Returns what has to be there, with what may be there and is: `more` too.
+    fn promised(&self, cut: usize, repository: Repository, more: &[Kept]) -> World {
         let next = self.promises.iter().position(|promise| promise.steps > cut);
         let (before, after) = match next {
             Some(0) => (None, self.promises.first()),
@@ -200,12 +201,12 @@ impl History {
             assert!(found.contains(&kept.id), "a committed point is gone");
         }
         let mut kept: Vec<Kept> = Vec::new();
-        for candidate in old.iter().chain(new) {
+        for candidate in old.iter().chain(new).chain(more) {
             if found.contains(&candidate.id) && kept.iter().all(|known| known.id != candidate.id) {
                 kept.push(candidate.clone());
             }
         }
-        let in_doubt = self.promises.iter().flat_map(|promise| &promise.kept);
+        let in_doubt = self.promises.iter().flat_map(|promise| &promise.kept).chain(more);
         for id in &found {
             assert!(in_doubt.clone().any(|kept| kept.id == *id), "a point that nobody made");
         }
@@ -237,17 +238,20 @@ impl History {
         let Some(image) = again else { return };
         // and a kill inside the recovery is no more than another crash
         let storage = CrashStorage::on(image, Flaw::None);
+        // another process than the one that was killed before, and killed as well
+        let another = Environment { process_id: u32::MAX - 1, ..dead_environment() };
         let repository =
-            Repository::open(Box::new(storage.clone()), None, &dead_environment(), &Recorder::new()).unwrap();
-        let mut second = self.promised(cut, repository);
+            Repository::open(Box::new(storage.clone()), None, &another, &Recorder::new()).unwrap();
+        let mut second = self.promised(cut, repository, &[]);
         second.backup(RequestedLevel::Auto);
+        let made = second.kept.last().cloned();
         prune(&second.repository, &PruneOptions::default(), &Recorder::new()).unwrap();
         for part in 0..4u64 {
             let at = storage.len() * (1 + part as usize * 2 + cut % 2) / 9;
             let image = storage.image(at, Survival::Some(cut as u64 * 4 + part));
             let repository =
                 Repository::open(Box::new(image), None, &environment(), &Recorder::new()).unwrap();
-            let mut third = self.promised(cut, repository);
+            let mut third = self.promised(cut, repository, made.as_slice());
             third.check_reads();
             self.recover(&mut third, cut, None);
         }
