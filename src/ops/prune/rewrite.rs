@@ -156,8 +156,10 @@ impl Repack<'_, '_, '_> {
 
     fn copy(&mut self, kind: ChunkKind, id: ChunkId, places: &[Location]) -> Result<()> {
         self.monitor.check()?;
-        let content =
-            self.reader.read_at(kind, id, places).context(|| format!("while writing chunk {id} anew"))?;
+        let content = self
+            .reader
+            .read_at(kind, id, places)
+            .context(|| "nothing was deleted: a chunk that points need cannot be written anew")?;
         self.writer.copy(kind, id, &content)?;
         self.live.settle(&id);
         self.monitor.advance(self.task, content.len() as u64);
