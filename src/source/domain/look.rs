@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use super::bitmaps::{self, Bitmap};
 use super::ffi::{AGENT_UNRESPONSIVE, Config, Guest, Power};
+use super::monitor_answer::{QemuBitmap, QemuBitmaps, read_bitmaps};
 use super::xml::{self, DiskXml, DomainXml};
-use super::{Hypervisor, monitor_answer, plan, survey, workdir};
+use super::{Hypervisor, plan, survey, workdir};
 use crate::error::{Error, Result};
 
 /// Whether a bitmap tells what was written since its checkpoint.
@@ -140,16 +141,6 @@ pub struct DomainFacts {
     pub agent: AgentFacts,
     /// QEMU itself was asked for its bitmaps.
     pub asked_qemu: bool,
-}
-
-/// A bitmap by QEMU's own account.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct QemuBitmap {
-    pub recording: bool,
-    pub busy: bool,
-    pub inconsistent: bool,
-    /// Bytes dirty.
-    pub dirty_bytes: u64,
 }
 
 /// What libvirt says of a bitmap.
@@ -394,14 +385,11 @@ fn bitmap_facts(
     facts.collect()
 }
 
-/// The bitmaps of each image by the image's name, and then by their own.
-pub(super) type QemuBitmaps = BTreeMap<String, BTreeMap<String, QemuBitmap>>;
-
 fn qemu_bitmaps(guest: &Guest) -> Result<QemuBitmaps> {
     let answer = guest
         .ask_monitor(r#"{"execute":"query-named-block-nodes","arguments":{"flat":true}}"#)
         .map_err(|fault| fault.at("ask for its bitmaps the QEMU of", guest.object()))?;
-    monitor_answer::read_bitmaps(&guest.object(), &answer)
+    read_bitmaps(&guest.object(), &answer)
 }
 
 fn job_facts(guest: &Guest) -> Result<JobFacts> {

@@ -1,8 +1,9 @@
 //! What QEMU's monitor answers when it is asked for its bitmaps.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
-use super::look::{QemuBitmap, QemuBitmaps};
 use crate::error::{Error, FormatFault, Result};
 
 #[derive(Deserialize)]
@@ -36,6 +37,19 @@ struct RawBitmap {
     #[serde(default)]
     inconsistent: bool,
 }
+
+/// A bitmap by QEMU's own account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct QemuBitmap {
+    pub recording: bool,
+    pub busy: bool,
+    pub inconsistent: bool,
+    /// Bytes dirty.
+    pub dirty_bytes: u64,
+}
+
+/// The bitmaps of each image by the image's name, and then by their own.
+pub(super) type QemuBitmaps = BTreeMap<String, BTreeMap<String, QemuBitmap>>;
 
 /// Reads the answer to `query-named-block-nodes`.
 ///
