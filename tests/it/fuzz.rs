@@ -1,4 +1,4 @@
-//! Every decoder of the format for a while, in a process of its own whose memory is measured.
+//! Every decoder of the format for a while, in processes of their own whose memory is measured.
 
 use crate::hostile_bytes::decoders;
 use crate::mutate::fuzz;
@@ -16,7 +16,9 @@ fn peak() -> u64 {
 #[test]
 #[ignore = "measures its own process: run by decoders_stand_random_changes"]
 fn alone_decoders() {
-    for decoder in decoders() {
+    let part = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let (first, step) = (part("VMKEEP_TEST_FIRST").unwrap_or(0), part("VMKEEP_TEST_STEP").unwrap_or(1));
+    for decoder in decoders().into_iter().skip(first).step_by(step) {
         let mut longest = 0;
         fuzz(decoder.name, &decoder.samples, false, 1.8, &mut |bytes| {
             longest = longest.max(bytes.len() as u64);
@@ -29,12 +31,24 @@ fn alone_decoders() {
 
 #[test]
 fn decoders_stand_random_changes() {
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "fuzz::alone_decoders", "--ignored", "--test-threads=1", "--nocapture"])
-        .output()
-        .unwrap();
-    let said =
-        format!("{}{}", String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
-    println!("{said}");
-    assert!(child.status.success() && said.contains("1 passed"), "{said}");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let children: Vec<_> = (0..cores)
+        .map(|first| {
+            std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "fuzz::alone_decoders", "--ignored", "--test-threads=1", "--nocapture"])
+                .env("VMKEEP_TEST_FIRST", first.to_string())
+                .env("VMKEEP_TEST_STEP", cores.to_string())
+                .stdout(std::process::Stdio::piped())
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for child in children {
+        let child = child.wait_with_output().unwrap();
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+        println!("{said}");
+        assert!(child.status.success() && said.contains("1 passed"), "{said}");
+    }
 }
