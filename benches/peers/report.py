@@ -1,0 +1,130 @@
+"""Writes what was measured as Markdown: medians, ratios to vmkeep, and the goal beside each figure."""
+
+import datetime
+import os
+import platform
+import statistics
+
+from meter import MIB
+
+TITLES = {
+    "first": "First backup of the images, one after the other",
+    "T1": "A light day: the first later state of the database server",
+    "next": "All later states of the database server",
+    "again": "The last state read as a whole again, nothing changed",
+    "restore": "Restore of the last state to a raw file",
+    "check": "All data read and checked",
+    "prune": "Half of the database server's points dropped, space reclaimed",
+    "limits": "What bare programs need for the last state",
+    "live": "A full of a running domain that holds random data",
+    "idle": "An incremental of a running domain, nothing written",
+}
+NOTES = {
+    "next": "vmkeep: out of a domain, by QEMU's dirty bitmaps, libvirt's jobs included. vmkeep-file and the peers know no "
+    "bitmap and read whole images. MiB: what the repository grew by.",
+    "T1": "As below, the first of them alone.",
+    "again": "From the page cache. MiB: what the repository grew by.",
+    "first": "MiB: the repository afterwards.",
+    "prune": "MiB: the repository afterwards.",
+    "restore": "Compared with the image byte by byte, in each run.",
+}
+#: work, what is compared, with whom, the goal for vmkeep's part of it
+GOALS = [
+    ("first", "wall", "restic", 1 / 6), ("first", "wall", "rustic", 1 / 5), ("first", "wall", "borg", 1 / 2.5),
+    ("first", "cpu", "restic", 0.30), ("first", "size", "restic", 0.72), ("first", "size", "borg", 0.78),
+    ("next", "wall", "restic", 1 / 9), ("next", "wall", "rustic", 1 / 8), ("next", "size", "restic", 0.66),
+    ("T1", "size", "restic", 0.35), ("restore", "wall", "nbdcopy", 1.0), ("again", "wall", "b3sum", 1.3),
+    ("check", "wall", "restic", 0.5), ("check", "wall", "rustic", 0.5), ("prune", "wall", "rustic", 1.0),
+    ("live", "wall", "virtnbdbackup", 1 / 3), ("live", "wall", "nbdcopy", 2.0),
+]
+WORDS = {"wall": "time", "cpu": "CPU time", "size": "bytes stored"}
+
+
+class Figures:
+    """Medians over the rounds."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def tools(self, work):
+        return list(dict.fromkeys(sample.tool for sample in self.samples if sample.work == work))
+
+    def values(self, work, tool, what):
+        values = [getattr(sample, what) for sample in self.samples if (sample.work, sample.tool) == (work, tool)]
+        return [value for value in values if value is not None]
+
+    def median(self, work, tool, what):
+        values = self.values(work, tool, what)
+        return statistics.median(values) if values else None
+
+
+def machine():
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB of memory, Linux {platform.release()}"
+
+
+def table(figures, work):
+    rows = [f"### {TITLES[work]}", "", *([NOTES[work], ""] if work in NOTES else [])]
+    rows += ["| | s | spread | CPU s | RSS MiB | stored MiB | time | CPU | bytes |", "|---|---|---|---|---|---|---|---|---|"]
+    for tool in figures.tools(work):
+        row = [tool]
+        wall, cpu, rss, size = (figures.median(work, tool, what) for what in ("wall", "cpu", "rss", "size"))
+        every = figures.values(work, tool, "wall")
+        row += [f"{wall:.2f}", f"{min(every):.2f}–{max(every):.2f}", f"{cpu:.2f}", f"{rss:.0f}"]
+        row.append("" if size is None else f"{size / MIB:.1f}")
+        for what, value in (("wall", wall), ("cpu", cpu), ("size", size)):
+            ours = figures.median(work, "vmkeep", what)
+            row.append(f"{value / ours:.2f}" if ours and value is not None else "")
+        rows.append("| " + " | ".join(row) + " |")
+    return [*rows, ""]
+
+
+def goal_rows(figures, facts):
+    rows = ["| work | measured against | goal | vmkeep | |", "|---|---|---|---|---|"]
+
+    def row(work, against, goal, ratio):
+        reached = "reached" if ratio <= goal else "**missed**"
+        rows.append(f"| {work} | {against} | ≤ {goal:.2f} | {ratio:.2f} | {reached} |")
+
+    for work, what, peer, goal in GOALS:
+        ours = figures.median(work, "vmkeep", what)
+        theirs = figures.median(work if peer not in ("b3sum", "nbdcopy") or work == "live" else "limits", peer, what)
+        if ours is not None and theirs:
+            row(TITLES[work], f"{WORDS[what]}, {peer}", goal, ours / theirs)
+    size = figures.median("first", "vmkeep", "size")
+    if size and "fixed" in facts:
+        row(TITLES["first"], "bytes stored, fixed 4 MiB blocks with zstd 1", 0.62, size / facts["fixed"])
+    for name, text, goal, value, unit in facts.get("goals", []):
+        reached = "reached" if value <= goal else "**missed**"
+        rows.append(f"| {name} | {text} | ≤ {goal:g} {unit} | {value:.3g} {unit} | {reached} |")
+    return rows
+
+
+def write(results):
+    figures, facts = Figures(results.samples), results.facts
+    rounds = 1 + max((sample.round for sample in results.samples), default=0)
+    data = facts.get("data", {})
+    lines = [
+        "# Results",
+        "",
+        "Written by `scripts/bench`; none of it by hand. Medians of whole processes, with syncs, the check of each encoded",
+        "frame and everything else on. Times, CPU times and bytes are also given as ratios to vmkeep's: above 1 vmkeep is",
+        "better. What a goal names is vmkeep's figure divided by the other's.",
+        "",
+        f"* {datetime.date.today().isoformat()}: {machine()}, {rounds} rounds, tools in turn",
+        f"* data: {len(data.get('fleet', []))} images of {data.get('virtual', 0) >> 30} GiB ({', '.join(data.get('fleet', []))}), "
+        f"{data.get('steps', 0)} later states of db",
+        *(f"* {tool}: {version}" for tool, version in facts.get("versions", {}).items()),
+        "",
+        "## Goals",
+        "",
+        *goal_rows(figures, facts),
+        "",
+        "## Figures",
+        "",
+    ]
+    for work in TITLES:
+        if figures.tools(work):
+            lines += table(figures, work)
+    return "\n".join(lines).rstrip() + "\n"
