@@ -31,6 +31,10 @@ class Lab:
     def uri(self):
         return self.call("uri").strip()
 
+    def rest(self, name):
+        """Pauses a domain: without a system in it, its firmware would keep a core busy beside what is measured."""
+        self.call("virsh", "suspend", name)
+
     def session(self):
         """Environment for programs that insist on qemu:///session."""
         lines = [line.removeprefix("export ").split("=", 1) for line in self.call("env").splitlines()]
@@ -59,6 +63,7 @@ class Domain:
         shutil.copy(self.template, self.image)
         self.lab.call("define", self.name, f"vda:qcow2:{os.path.getsize(first)}")
         self.defined = True
+        self.lab.rest(self.name)
 
     def remove(self):
         if self.defined:
@@ -75,6 +80,7 @@ class Domain:
         self.lab.call("off", self.name)
         write_extents(self.image, os.path.join(self.data, f"db.T{step}.raw"), extents)
         self.lab.call("on", self.name)
+        self.lab.rest(self.name)
 
 
 def write_extents(image, source, extents):

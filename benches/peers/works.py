@@ -133,6 +133,7 @@ class Live:
                 out.write(source.read(MIB))
         output(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image])
         self.lab.call("define", self.name, f"vda:qcow2:{self.size}")
+        self.lab.rest(self.name)
         return raw
 
     def run(self, rounds):

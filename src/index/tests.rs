@@ -91,6 +91,7 @@ fn places_come_back_in_the_order_asked() {
     }
 }
 
+#[cfg(feature = "rocksdb")]
 #[test]
 fn what_was_applied_is_not_loaded_again_and_survives() {
     let dir = tempfile::tempdir().unwrap();

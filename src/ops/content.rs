@@ -13,6 +13,7 @@ use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::Monitor;
 use crate::repo::Repository;
 use crate::repo::reader::{ChunkBytes, ChunkReader};
+use crate::source::READ_WINDOW;
 
 /// Disk content in one batch of look-ups, bytes.
 const BATCH_LEN: u64 = 4 << 20;
@@ -20,11 +21,22 @@ const BATCH_LEN: u64 = 4 << 20;
 const BATCH_ENTRIES: usize = 1024;
 /// Batches that wait for a worker; a batch holds ids, not content.
 const BATCH_QUEUE: usize = 4;
+/// DiskBytes that is handed to a sink at once, bytes.
+const WRITE_LEN: usize = 1 << 20;
+/// Memory that it may keep: of small pieces that come from all over the repository, each keeps a frame. Bytes.
+const HELD_LEN: usize = 4 << 20;
+
+/// DiskBytes of a disk.
+pub(super) struct DiskBytes {
+    /// Where on the disk, bytes.
+    pub offset: u64,
+    pub bytes: ChunkBytes,
+}
 
 /// Takes a disk's content in any order, from several threads: every byte once.
 pub(super) trait Sink: Sync {
-    /// Takes bytes.
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()>;
+    /// Takes bytes; what follows on the disk follows in `contents` for the most part.
+    fn write(&self, contents: Vec<DiskBytes>) -> Result<()>;
     /// Takes a range that reads as zero.
     fn zero(&self, range: ByteRange) -> Result<()>;
 }
@@ -66,13 +78,26 @@ pub(super) fn read_disk(
     let result = std::thread::scope(|scope| {
         let (sender, receiver) = bounded::<Vec<Piece>>(BATCH_QUEUE);
         for _ in 0..std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(1, 16) {
-            let worker = Worker { reader, sink, on_damage, monitor, advance, missing: &missing };
+            let mut worker = Worker {
+                reader,
+                sink,
+                on_damage,
+                monitor,
+                advance,
+                missing: &missing,
+                gathered: Vec::new(),
+                gathered_len: 0,
+                held_len: 0,
+                last: None,
+            };
             let (receiver, failure) = (receiver.clone(), &failure);
             scope.spawn(move || {
                 if let Err(error) = worker.run(&receiver)
                     && let Ok(mut slot) = failure.lock()
+                    // that one was cancelled may only follow from another's failure
+                    && matches!(*slot, None | Some(Error::Cancelled))
                 {
-                    slot.get_or_insert(error);
+                    *slot = Some(error);
                 }
             });
         }
@@ -131,7 +156,11 @@ impl Batches<'_> {
             self.batch_len += range.len();
         }
         self.position = range.end();
-        if self.batch_len >= BATCH_LEN || self.batch.len() >= BATCH_ENTRIES { self.send() } else { Ok(()) }
+        // where two leaves meet is the best place: sinks write whole blocks
+        let at_leaf = range.end().is_multiple_of(READ_WINDOW);
+        let (len, entries) =
+            if at_leaf { (BATCH_LEN, BATCH_ENTRIES) } else { (2 * BATCH_LEN, 2 * BATCH_ENTRIES) };
+        if self.batch_len >= len || self.batch.len() >= entries { self.send() } else { Ok(()) }
     }
 
     fn zero_until(&mut self, end: u64) -> Result<()> {
@@ -169,20 +198,17 @@ struct Worker<'a, 'r> {
     monitor: &'a dyn Monitor,
     advance: &'a (dyn Fn(u64) + Sync),
     missing: &'a Mutex<Vec<ByteRange>>,
+    gathered: Vec<DiskBytes>,
+    gathered_len: usize,
+    held_len: usize,
+    /// The chunk that was read last.
+    last: Option<ChunkBytes>,
 }
 
 impl Worker<'_, '_> {
-    fn run(&self, batches: &Receiver<Vec<Piece>>) -> Result<()> {
+    fn run(&mut self, batches: &Receiver<Vec<Piece>>) -> Result<()> {
         for batch in batches {
             self.monitor.check()?;
-            let ids: Vec<ChunkId> = batch
-                .iter()
-                .filter_map(|(_, entry)| match entry {
-                    EntryRef::Chunk { id, .. } => Some(*id),
-                    _ => None,
-                })
-                .collect();
-            let mut places = self.reader.locate(&ids)?.into_iter();
             for (range, entry) in &batch {
                 match entry {
                     EntryRef::Zero => self.sink.zero(*range)?,
@@ -192,25 +218,63 @@ impl Worker<'_, '_> {
                         self.lost(*range, Error::Damaged(format!("bytes {range} {what}")))?;
                     }
                     EntryRef::Chunk { id, offset } => {
-                        let chunk =
-                            self.reader.read_at(ChunkKind::Data, *id, &places.next().unwrap_or_default());
+                        let chunk = self.read(*id, *range, *offset);
                         self.chunk(*range, *id, *offset as usize, chunk)?;
                     }
                 }
                 (self.advance)(range.len());
             }
+            self.write_gathered()?;
         }
         Ok(())
     }
 
-    fn chunk(&self, range: ByteRange, id: ChunkId, start: usize, chunk: Result<ChunkBytes>) -> Result<()> {
+    fn read(&mut self, id: ChunkId, range: ByteRange, offset: u32) -> Result<ChunkBytes> {
+        // where an entry is a part of a chunk, its end may be the chunk's or not
+        let len = u64::from(offset) + range.len();
+        let behind = self
+            .last
+            .as_ref()
+            .zip(u32::try_from(len).ok())
+            .and_then(|(last, len)| self.reader.read_behind(last, ChunkKind::Data, id, len));
+        let chunk = match behind {
+            Some(chunk) => Ok(chunk),
+            None => self.reader.read(ChunkKind::Data, id),
+        };
+        self.last = chunk.as_ref().ok().cloned();
+        chunk
+    }
+
+    fn write_gathered(&mut self) -> Result<()> {
+        (self.gathered_len, self.held_len) = (0, 0);
+        match std::mem::take(&mut self.gathered) {
+            contents if contents.is_empty() => Ok(()),
+            contents => self.sink.write(contents),
+        }
+    }
+
+    fn chunk(
+        &mut self,
+        range: ByteRange,
+        id: ChunkId,
+        start: usize,
+        chunk: Result<ChunkBytes>,
+    ) -> Result<()> {
         let chunk = match chunk.context(|| format!("bytes {range} cannot be read")) {
             Ok(chunk) => chunk,
             Err(error) => return self.lost(range, error),
         };
         let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
-        match chunk.get(start..start.saturating_add(len)) {
-            Some(content) => self.sink.write(range.start(), content),
+        match chunk.part(start, len) {
+            Some(bytes) => {
+                self.gathered_len += bytes.len();
+                self.held_len += bytes.held_beside(self.gathered.last().map(|last| &last.bytes));
+                self.gathered.push(DiskBytes { offset: range.start(), bytes });
+                let at_leaf = range.end().is_multiple_of(READ_WINDOW);
+                let enough = self.gathered_len >= if at_leaf { WRITE_LEN / 2 } else { 2 * WRITE_LEN };
+                let enough = enough || self.held_len >= HELD_LEN;
+                if enough { self.write_gathered() } else { Ok(()) }
+            }
             None => {
                 let what = format!("bytes {range} are beyond the end of chunk {id}");
                 self.lost(range, Error::Damaged(what))

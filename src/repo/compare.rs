@@ -4,9 +4,10 @@
 //! compared in blocks of 4 KiB with what the predecessor says is there, and only runs of blocks that
 //! differ are cut. An unchanged range keeps the predecessor's entries, whatever they look like.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
-use super::reader::ChunkReader;
+use super::reader::{ChunkBytes, ChunkReader};
 use crate::chunk::{Cutter, IdHasher};
 use crate::error::{Error, Result};
 use crate::extent::{ByteRange, Payload};
@@ -79,6 +80,8 @@ pub(super) struct Comparer<'a> {
     pub reader: &'a ChunkReader<'a>,
     pub hasher: &'a IdHasher,
     pub cutter: &'a Cutter,
+    /// The predecessor's chunk that was read last: the next one mostly stands behind it.
+    pub last: RefCell<Option<ChunkBytes>>,
 }
 
 impl Comparer<'_> {
@@ -155,7 +158,8 @@ impl Comparer<'_> {
                         continue;
                     }
                     let skip = u64::from(*offset) + (common.start - entry_range.start);
-                    self.mark_against_chunk(*id, skip, new, common, &mut marks);
+                    let len = offset.saturating_add(entry.len());
+                    self.mark_against_chunk(*id, len, skip, new, common, &mut marks);
                 }
             }
         }
@@ -206,13 +210,24 @@ impl Comparer<'_> {
         parts
     }
 
-    fn mark_against_chunk(&self, id: ChunkId, skip: u64, new: &[u8], at: Range<u64>, marks: &mut Blocks) {
-        let chunk = self.reader.read(ChunkKind::Data, id).ok();
-        let old = chunk.as_ref().and_then(|chunk| slice(chunk, skip, skip + new.len() as u64));
-        match old {
+    /// `len`: where in the chunk the entry ends, which is mostly the chunk's end.
+    fn mark_against_chunk(
+        &self,
+        id: ChunkId,
+        len: u32,
+        skip: u64,
+        new: &[u8],
+        at: Range<u64>,
+        marks: &mut Blocks,
+    ) {
+        let mut last = self.last.borrow_mut();
+        let behind = last.as_ref().and_then(|last| self.reader.read_behind(last, ChunkKind::Data, id, len));
+        let chunk = behind.or_else(|| self.reader.read(ChunkKind::Data, id).ok());
+        match chunk.as_ref().and_then(|chunk| slice(chunk, skip, skip + new.len() as u64)) {
             Some(old) => marks.mark_differing(old, new, at.start),
             None => marks.mark(at),
         }
+        *last = chunk;
     }
 
     /// Splits a changed run of a data piece at its zeroes and cuts the rest.

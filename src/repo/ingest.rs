@@ -342,7 +342,12 @@ fn compare_leaves(
     work: &Receiver<LeafWork>,
     results: &Sender<Result<LeafResult>>,
 ) {
-    let comparer = Comparer { reader, hasher: repository.hasher(), cutter: repository.cutter() };
+    let comparer = Comparer {
+        reader,
+        hasher: repository.hasher(),
+        cutter: repository.cutter(),
+        last: RefCell::new(None),
+    };
     let cursor = predecessor.map(|manifest| Cursor::new(repository.geometry(), &manifest, reader));
     let mut cursor = match cursor.transpose() {
         Ok(cursor) => cursor,

@@ -10,7 +10,7 @@ use crate::chunk;
 use crate::error::{Error, FormatFault, Result};
 use crate::format::name::ObjectName;
 use crate::format::node::{ChunkKind, Node};
-use crate::format::pack::{FRAME_HEADER_LEN, FrameEntry};
+use crate::format::pack::{FRAME_HEADER_LEN, FrameEntry, frame_chunks};
 use crate::id::{ChunkId, PackId, RepositoryId, SegmentId};
 use crate::index::{Index, Location, MemoryIndex};
 use crate::manifest::NodeReader;
@@ -25,6 +25,29 @@ const NODE_CACHE_COUNT: usize = 4096;
 pub struct ChunkBytes {
     frame: Arc<Vec<u8>>,
     range: Range<usize>,
+}
+
+impl ChunkBytes {
+    /// Bytes that stand alone.
+    #[cfg(test)]
+    pub(crate) fn of(bytes: Vec<u8>) -> Self {
+        Self { range: 0..bytes.len(), frame: Arc::new(bytes) }
+    }
+
+    /// Returns `len` bytes of it from `start` on; `None` if it has not so many.
+    pub fn part(&self, start: usize, len: usize) -> Option<Self> {
+        let from = self.range.start.checked_add(start)?;
+        let to = from.checked_add(len).filter(|to| *to <= self.range.end)?;
+        Some(Self { frame: Arc::clone(&self.frame), range: from..to })
+    }
+
+    /// Returns the memory that it keeps beside `other`, which shares a frame with it or not. Bytes.
+    pub fn held_beside(&self, other: Option<&Self>) -> usize {
+        match other {
+            Some(other) if Arc::ptr_eq(&self.frame, &other.frame) => 0,
+            _ => self.frame.len(),
+        }
+    }
 }
 
 impl std::ops::Deref for ChunkBytes {
@@ -219,6 +242,27 @@ impl<'a> ChunkReader<'a> {
     pub fn read(&self, kind: ChunkKind, id: ChunkId) -> Result<ChunkBytes> {
         let places = self.locate(&[id])?.pop().unwrap_or_default();
         self.read_at(kind, id, &places)
+    }
+
+    /// Returns the chunk that stands behind `before` in its frame if that is the wanted one. Content stands in frames as
+    /// it stood on the disk, so that most chunks are found without a look-up; `len` is the wanted one's length.
+    pub fn read_behind(
+        &self,
+        before: &ChunkBytes,
+        kind: ChunkKind,
+        id: ChunkId,
+        len: u32,
+    ) -> Option<ChunkBytes> {
+        let start = before.range.end;
+        let chunks = frame_chunks(&before.frame).ok()?;
+        // another chunk's length is mostly another one, which is cheaper to see than another hash
+        chunks
+            .iter()
+            .find(|chunk| chunk.offset as usize == start && chunk.len == len && chunk.kind == kind)?;
+        let range = start..start.checked_add(len as usize)?;
+        let bytes = before.frame.get(range.clone())?;
+        (self.repository.hasher().chunk_id(kind, bytes) == id)
+            .then(|| ChunkBytes { frame: Arc::clone(&before.frame), range })
     }
 
     /// Returns a chunk from the first of `places` that has it whole, else from wherever it can be found.

@@ -2,8 +2,11 @@
 //! only then the segments that list them.
 //!
 //! ```text
-//! body (caller's thread) ── RawFrame ──► compress × cores ── EncodedFrame ──► pack thread ──► storage
+//! body (caller's thread) ── RawFrame ──► compress × cores ── EncodedFrame ──► pack thread
+//!                                                  storage ◄── store thread ◄── FinishedPack
 //! ```
+//!
+//! Waiting for the storage to sync a pack keeps nobody else from computing.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
@@ -28,6 +31,8 @@ const RAW_QUEUE: usize = 4;
 const ENCODED_QUEUE: usize = 8;
 /// Frames between body and pack in all, so that one slow worker does not let the others pile up: 16 × 0.6 MiB.
 const FRAMES_IN_FLIGHT: usize = 16;
+/// Packs that wait for the storage while one is being put: 32 MiB each by default.
+const PACK_QUEUE: usize = 1;
 /// Plaintext of a frame of metadata, bytes: nodes are read one by one and hardly compress.
 const METADATA_FRAME_LEN: u32 = 64 << 10;
 
@@ -198,9 +203,14 @@ pub fn write_session<T>(
         }
         drop((raw_receiver, encoded_sender));
         let failed = &failure;
-        let packer = scope.spawn(move || {
-            let result = Packer::new(repository, session).run(&encoded_receiver, &permit_receiver);
+        let (pack_sender, pack_receiver) = bounded::<FinishedPack>(PACK_QUEUE);
+        scope.spawn(move || {
+            let result = Packer::new(repository, pack_sender).run(&encoded_receiver, &permit_receiver);
+            // where the store thread has failed before, this only follows from it
             result.map_err(|error| failed.set(error))
+        });
+        let storer = scope.spawn(move || {
+            Storer::new(repository, session).run(&pack_receiver).map_err(|error| failed.set(error))
         });
         let mut writer = SessionWriter {
             reader,
@@ -216,9 +226,9 @@ pub fn write_session<T>(
         };
         let result = body(&mut writer).and_then(|value| writer.flush().map(|()| value));
         let reused = std::mem::take(&mut writer.reused);
-        // closes the queue: workers and pack thread finish what is in it and end
+        // closes the queue: workers, pack thread and store thread finish what is in it and end
         drop(writer);
-        let written = packer.join();
+        let written = storer.join();
         let value = result?;
         match written {
             Ok(Ok(written)) => Ok((value, Written { reused, ..written })),
@@ -257,33 +267,20 @@ fn compress(
     }
 }
 
-/// Collects frames into packs and packs into segments.
+/// Collects frames into packs.
 struct Packer<'a> {
     repository: &'a Repository,
-    session: SessionId,
     data: Option<PackBuilder>,
     metadata: Option<PackBuilder>,
-    packs: Vec<SegmentPack>,
-    chunks: Vec<SegmentChunk>,
-    segment_number: u32,
-    written: Written,
+    packs: Sender<FinishedPack>,
 }
 
 impl<'a> Packer<'a> {
-    fn new(repository: &'a Repository, session: SessionId) -> Self {
-        Self {
-            repository,
-            session,
-            data: None,
-            metadata: None,
-            packs: Vec::new(),
-            chunks: Vec::new(),
-            segment_number: 0,
-            written: Written::default(),
-        }
+    fn new(repository: &'a Repository, packs: Sender<FinishedPack>) -> Self {
+        Self { repository, data: None, metadata: None, packs }
     }
 
-    fn run(mut self, frames: &Receiver<Job<EncodedFrame>>, permits: &Receiver<()>) -> Result<Written> {
+    fn run(mut self, frames: &Receiver<Job<EncodedFrame>>, permits: &Receiver<()>) -> Result<()> {
         // workers finish out of order; frames go into packs in the order of the disk
         let mut early = BTreeMap::new();
         let mut next = 0;
@@ -300,9 +297,7 @@ impl<'a> Packer<'a> {
             return Err(Error::Cancelled);
         }
         self.finish_pack(PackKind::Data)?;
-        self.finish_pack(PackKind::Metadata)?;
-        self.finish_segment()?;
-        Ok(self.written)
+        self.finish_pack(PackKind::Metadata)
     }
 
     fn slot(&mut self, kind: PackKind) -> &mut Option<PackBuilder> {
@@ -330,15 +325,50 @@ impl<'a> Packer<'a> {
     fn finish_pack(&mut self, kind: PackKind) -> Result<()> {
         let Some(builder) = self.slot(kind).take() else { return Ok(()) };
         let pack = builder.finish()?;
-        self.put(&pack)?;
-        if kind == PackKind::Metadata {
-            let twin = pack.twin(random()?)?;
-            self.put(&twin)?;
-        }
-        if self.chunks.len() >= SEGMENT_TARGET_CHUNKS {
-            self.finish_segment()?;
+        let twin = match kind {
+            PackKind::Metadata => Some(pack.twin(random()?)?),
+            PackKind::Data => None,
+        };
+        for pack in [Some(pack), twin].into_iter().flatten() {
+            self.packs.send(pack).map_err(|_| Error::Cancelled)?;
         }
         Ok(())
+    }
+}
+
+/// Puts packs, and the segments that list them.
+struct Storer<'a> {
+    repository: &'a Repository,
+    session: SessionId,
+    packs: Vec<SegmentPack>,
+    chunks: Vec<SegmentChunk>,
+    segment_number: u32,
+    written: Written,
+}
+
+impl<'a> Storer<'a> {
+    fn new(repository: &'a Repository, session: SessionId) -> Self {
+        Self {
+            repository,
+            session,
+            packs: Vec::new(),
+            chunks: Vec::new(),
+            segment_number: 0,
+            written: Written::default(),
+        }
+    }
+
+    /// Puts packs until there are no more. What came before a failure of another stage is put too, and listed: it is
+    /// durable, whoever refers to it.
+    fn run(mut self, packs: &Receiver<FinishedPack>) -> Result<Written> {
+        for pack in packs {
+            self.put(&pack)?;
+            if self.chunks.len() >= SEGMENT_TARGET_CHUNKS {
+                self.finish_segment()?;
+            }
+        }
+        self.finish_segment()?;
+        Ok(self.written)
     }
 
     fn put(&mut self, pack: &FinishedPack) -> Result<()> {

@@ -11,7 +11,7 @@ use crate::format::point::{Consistency, Level, SourceKind};
 use crate::format::session::SessionKind;
 use crate::id::PointId;
 use crate::monitor::{Monitor, Recorder};
-use crate::ops::content::{OnDamage, Sink, read_disk};
+use crate::ops::content::{DiskBytes, OnDamage, Sink, read_disk};
 use crate::ops::levels::{self, disk_manifest, newest_manifest};
 use crate::ops::prune::{PruneOptions, prune};
 use crate::ops::record::{DiskJob, PointJob, record_point};
@@ -121,9 +121,11 @@ impl DiskSource for Frozen {
 struct Buffer(Mutex<Vec<u8>>);
 
 impl Sink for Buffer {
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let start = offset as usize;
-        self.0.lock().unwrap()[start..start + bytes.len()].copy_from_slice(bytes);
+    fn write(&self, contents: Vec<DiskBytes>) -> Result<()> {
+        for DiskBytes { offset, bytes } in contents {
+            let start = offset as usize;
+            self.0.lock().unwrap()[start..start + bytes.len()].copy_from_slice(&bytes);
+        }
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Restoring a point by looking its manifests up: no other point is read, nothing is replayed.
 
+mod raw;
 mod target;
 
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use crate::extent::ByteRange;
 use crate::format::point::{DiskRecord, PointRecord};
 use crate::monitor::Monitor;
 pub use crate::ops::content::OnDamage;
-use crate::ops::content::{DiskRead, Sink, read_disk};
+use crate::ops::content::{DiskBytes, DiskRead, Sink, read_disk};
 use crate::ops::diff::data_len;
 use crate::repo::Repository;
 use crate::repo::reader::ChunkReader;
@@ -75,8 +76,8 @@ pub struct RestoreReport {
 struct Target<'a>(&'a dyn DiskTarget);
 
 impl Sink for Target<'_> {
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.0.write(offset, bytes)
+    fn write(&self, contents: Vec<DiskBytes>) -> Result<()> {
+        self.0.write(contents)
     }
 
     fn zero(&self, range: ByteRange) -> Result<()> {

@@ -9,12 +9,13 @@ use std::sync::Mutex;
 use rustix::fs::{FallocateFlags, OFlags, RenameFlags};
 
 use super::ImageFormat;
+use super::raw::RawTarget;
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::limits::BLOCK_LEN;
 use crate::monitor::Monitor;
 use crate::nbd::Connection;
-use crate::ops::content::Sink;
+use crate::ops::content::{DiskBytes, Sink};
 use crate::repo::is_zero;
 use crate::source::qemu_nbd::{self, QemuNbd};
 
@@ -66,15 +67,16 @@ fn exists(path: &Path) -> Error {
 }
 
 /// A file that gets its name only when it is complete; dropped before, it is removed.
-struct PartialFile {
-    path: PathBuf,
+pub(super) struct PartialFile {
+    /// The name that it will get.
+    pub path: PathBuf,
     partial: PathBuf,
     force: bool,
     named: bool,
 }
 
 impl PartialFile {
-    fn new(path: &Path, force: bool) -> Result<Self> {
+    pub fn new(path: &Path, force: bool) -> Result<Self> {
         let name =
             path.file_name().ok_or_else(|| Error::Usage(format!("{} names no file", path.display())))?;
         let mut partial_name = std::ffi::OsString::from(".");
@@ -84,7 +86,8 @@ impl PartialFile {
         Ok(Self { path: path.to_path_buf(), partial, force, named: false })
     }
 
-    fn create(&self) -> Result<File> {
+    /// Creates it, for this user alone.
+    pub fn create(&self) -> Result<File> {
         OpenOptions::new()
             .read(true)
             .write(true)
@@ -94,8 +97,14 @@ impl PartialFile {
             .map_err(|source| Error::io("create", self.partial.display(), source))
     }
 
+    /// Opens it once more, for writing around the page cache; `None` where the file system cannot.
+    pub fn open_direct(&self) -> Option<File> {
+        let flags = i32::try_from(OFlags::DIRECT.bits()).ok()?;
+        OpenOptions::new().write(true).custom_flags(flags).open(&self.partial).ok()
+    }
+
     /// Gives the file its name, durably. The content must be durable.
-    fn name(mut self) -> Result<()> {
+    pub fn name(mut self) -> Result<()> {
         let flags = if self.force { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         let cwd = rustix::fs::CWD;
         match rustix::fs::renameat_with(cwd, &self.partial, cwd, &self.path, flags) {
@@ -166,42 +175,6 @@ fn for_nonzero_runs(
     }
 }
 
-/// A new sparse file: what is not written reads as zero.
-struct RawTarget {
-    file: File,
-    partial: PartialFile,
-}
-
-impl RawTarget {
-    fn create(path: &Path, size: u64, force: bool) -> Result<Self> {
-        let partial = PartialFile::new(path, force)?;
-        let file = partial.create()?;
-        file.set_len(size).map_err(|source| Error::io("set the size of", path.display(), source))?;
-        Ok(Self { file, partial })
-    }
-}
-
-impl Sink for RawTarget {
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        for_nonzero_runs(offset, bytes, |offset, run| {
-            self.file
-                .write_all_at(run, offset)
-                .map_err(|source| Error::io("write", self.partial.path.display(), source))
-        })
-    }
-
-    fn zero(&self, _range: ByteRange) -> Result<()> {
-        Ok(())
-    }
-}
-
-impl DiskTarget for RawTarget {
-    fn finish(self: Box<Self>, _monitor: &dyn Monitor) -> Result<()> {
-        self.file.sync_all().map_err(|source| Error::io("sync", self.partial.path.display(), source))?;
-        self.partial.name()
-    }
-}
-
 /// A block device: it holds something, so zeroes are written too.
 struct BlockTarget {
     path: PathBuf,
@@ -230,12 +203,18 @@ impl BlockTarget {
         Ok(Self { path: path.to_path_buf(), file })
     }
 
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(|source| Error::io("write", self.path.display(), source))
+    }
+
     fn write_zeroes(&self, range: ByteRange) -> Result<()> {
         let zeroes = vec![0; ZERO_BUFFER_LEN];
         let mut position = range.start();
         while position < range.end() {
             let len = usize::try_from(range.end() - position).unwrap_or(usize::MAX).min(ZERO_BUFFER_LEN);
-            self.write(position, zeroes.get(..len).unwrap_or_default())?;
+            self.write_at(position, zeroes.get(..len).unwrap_or_default())?;
             position += len as u64;
         }
         Ok(())
@@ -243,10 +222,8 @@ impl BlockTarget {
 }
 
 impl Sink for BlockTarget {
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all_at(bytes, offset)
-            .map_err(|source| Error::io("write", self.path.display(), source))
+    fn write(&self, contents: Vec<DiskBytes>) -> Result<()> {
+        contents.iter().try_for_each(|content| self.write_at(content.offset, &content.bytes))
     }
 
     fn zero(&self, range: ByteRange) -> Result<()> {
@@ -287,10 +264,14 @@ impl Qcow2Target {
 }
 
 impl Sink for Qcow2Target {
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    fn write(&self, contents: Vec<DiskBytes>) -> Result<()> {
         let monitor = crate::monitor::Recorder::new();
         let mut connection = self.connection()?;
-        for_nonzero_runs(offset, bytes, |offset, run| connection.write(offset, run, &monitor))
+        contents.iter().try_for_each(|content| {
+            for_nonzero_runs(content.offset, &content.bytes, |offset, run| {
+                connection.write(offset, run, &monitor)
+            })
+        })
     }
 
     fn zero(&self, _range: ByteRange) -> Result<()> {

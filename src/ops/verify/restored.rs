@@ -12,7 +12,7 @@ use crate::extent::ByteRange;
 use crate::format::name::ObjectName;
 use crate::id::PointId;
 use crate::monitor::Monitor;
-use crate::ops::content::{OnDamage, Sink, read_disk};
+use crate::ops::content::{DiskBytes, OnDamage, Sink, read_disk};
 use crate::repo::reader::ChunkReader;
 use crate::repo::{PointEntry, Repository};
 
@@ -140,8 +140,10 @@ fn hash_zeroes(hasher: &mut blake3::Hasher, len: u64) {
 }
 
 impl Sink for Hash {
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.take(offset, Piece::Data(bytes.to_vec()))
+    fn write(&self, contents: Vec<DiskBytes>) -> Result<()> {
+        contents
+            .into_iter()
+            .try_for_each(|content| self.take(content.offset, Piece::Data(content.bytes.to_vec())))
     }
 
     fn zero(&self, range: ByteRange) -> Result<()> {
