@@ -163,12 +163,12 @@ class Live:
         uri = self.lab.uri()
         sample = self.vmkeep.run(self.vmkeep.program, "-c", uri, "backup", "-q", self.name, "-l", "inc")
         self.results.add(sample, "idle", "vmkeep", number)
-        job = os.path.join(self.folder, "job.xml")
+        job, place = os.path.join(self.folder, "job.xml"), os.path.join(self.lab.folder, "bk")
         with open(job, "w") as out:
-            out.write(f"<domainbackup mode='pull'><server transport='unix' socket='{self.lab.folder}/bk/bench.sock'/>"
-                      f"<disks><disk name='vda' backup='yes'/></disks></domainbackup>\n")
+            out.write(f"<domainbackup mode='pull'><server transport='unix' socket='{place}/bench.sock'/><disks>"
+                      "<disk name='vda' backup='yes' type='file' backupmode='full' exportname='vda'>"
+                      f"<scratch file='{place}/bench.scratch'/></disk></disks></domainbackup>\n")
         script = f"virsh -q -c '{uri}' backup-begin {self.name} {job} && virsh -q -c '{uri}' domjobabort {self.name}"
-        os.makedirs(os.path.join(self.lab.folder, "bk"), exist_ok=True)
         self.results.add(measure(["sh", "-c", script], self.log), "idle", "libvirt", number)
 
     def nbdcopy(self, number, raw):
@@ -195,7 +195,7 @@ class Live:
         place = ["-S", os.path.join(self.lab.folder, "bk"), "-f", os.path.join(self.lab.folder, "bk", "v.sock")]
         try:
             sample = measure(
-                ["virtnbdbackup", "-U", self.lab.session()["LIBVIRT_DEFAULT_URI"], "-d", self.name, "-l", "copy", "-n",
+                ["virtnbdbackup", "-U", "qemu:///session", "-d", self.name, "-l", "copy", "-n",
                  *place, "-o", out], self.log, self.lab.session())
             self.results.add(sample, "live", "virtnbdbackup", number, tree_size(out))
         except (Failed, OSError) as error:

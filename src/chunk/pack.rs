@@ -56,7 +56,13 @@ pub struct PackBuilder {
 impl PackBuilder {
     /// Begins a pack; the salt has to be drawn at random, so that no two packs have one id.
     pub fn new(kind: PackKind, repository: RepositoryId, salt: [u8; 32]) -> Self {
-        let bytes = PackHeader { kind, repository, salt }.encode();
+        Self::reusing(Vec::new(), kind, repository, salt)
+    }
+
+    /// As [`PackBuilder::new`], in memory that another pack had: new memory has to be cleared by the system first.
+    pub fn reusing(mut bytes: Vec<u8>, kind: PackKind, repository: RepositoryId, salt: [u8; 32]) -> Self {
+        bytes.clear();
+        bytes.extend_from_slice(&PackHeader { kind, repository, salt }.encode());
         let mut hasher = blake3::Hasher::new();
         hasher.update(&bytes);
         Self { kind, bytes, hasher, table: PackTable::default() }

@@ -204,13 +204,16 @@ pub fn write_session<T>(
         drop((raw_receiver, encoded_sender));
         let failed = &failure;
         let (pack_sender, pack_receiver) = bounded::<FinishedPack>(PACK_QUEUE);
+        let (used_sender, used_receiver) = bounded::<Vec<u8>>(PACK_QUEUE);
         scope.spawn(move || {
-            let result = Packer::new(repository, pack_sender).run(&encoded_receiver, &permit_receiver);
+            let packer = Packer::new(repository, pack_sender, used_receiver);
+            let result = packer.run(&encoded_receiver, &permit_receiver);
             // where the store thread has failed before, this only follows from it
             result.map_err(|error| failed.set(error))
         });
         let storer = scope.spawn(move || {
-            Storer::new(repository, session).run(&pack_receiver).map_err(|error| failed.set(error))
+            let storer = Storer::new(repository, session, used_sender);
+            storer.run(&pack_receiver).map_err(|error| failed.set(error))
         });
         let mut writer = SessionWriter {
             reader,
@@ -273,11 +276,13 @@ struct Packer<'a> {
     data: Option<PackBuilder>,
     metadata: Option<PackBuilder>,
     packs: Sender<FinishedPack>,
+    /// Memory of packs that are stored.
+    used: Receiver<Vec<u8>>,
 }
 
 impl<'a> Packer<'a> {
-    fn new(repository: &'a Repository, packs: Sender<FinishedPack>) -> Self {
-        Self { repository, data: None, metadata: None, packs }
+    fn new(repository: &'a Repository, packs: Sender<FinishedPack>, used: Receiver<Vec<u8>>) -> Self {
+        Self { repository, data: None, metadata: None, packs, used }
     }
 
     fn run(mut self, frames: &Receiver<Job<EncodedFrame>>, permits: &Receiver<()>) -> Result<()> {
@@ -310,10 +315,14 @@ impl<'a> Packer<'a> {
     fn push(&mut self, kind: PackKind, frame: &EncodedFrame) -> Result<()> {
         let target = self.repository.config().pack_target_len;
         let repository = self.repository.id();
+        let used = self.used.clone();
         let slot = self.slot(kind);
         let builder = match slot {
             Some(builder) => builder,
-            None => slot.insert(PackBuilder::new(kind, repository, random()?)),
+            None => {
+                let memory = used.try_recv().unwrap_or_default();
+                slot.insert(PackBuilder::reusing(memory, kind, repository, random()?))
+            }
         };
         builder.push(frame)?;
         if builder.is_full(target) {
@@ -344,10 +353,12 @@ struct Storer<'a> {
     chunks: Vec<SegmentChunk>,
     segment_number: u32,
     written: Written,
+    /// Takes the memory of packs that are stored.
+    used: Sender<Vec<u8>>,
 }
 
 impl<'a> Storer<'a> {
-    fn new(repository: &'a Repository, session: SessionId) -> Self {
+    fn new(repository: &'a Repository, session: SessionId, used: Sender<Vec<u8>>) -> Self {
         Self {
             repository,
             session,
@@ -355,6 +366,7 @@ impl<'a> Storer<'a> {
             chunks: Vec::new(),
             segment_number: 0,
             written: Written::default(),
+            used,
         }
     }
 
@@ -362,7 +374,7 @@ impl<'a> Storer<'a> {
     /// durable, whoever refers to it.
     fn run(mut self, packs: &Receiver<FinishedPack>) -> Result<Written> {
         for pack in packs {
-            self.put(&pack)?;
+            self.put(pack)?;
             if self.chunks.len() >= SEGMENT_TARGET_CHUNKS {
                 self.finish_segment()?;
             }
@@ -371,7 +383,7 @@ impl<'a> Storer<'a> {
         Ok(self.written)
     }
 
-    fn put(&mut self, pack: &FinishedPack) -> Result<()> {
+    fn put(&mut self, pack: FinishedPack) -> Result<()> {
         self.repository.storage().put_new(ObjectName::Pack(pack.id), &pack.bytes)?;
         let stored_len = pack.bytes.len() as u64;
         match pack.kind {
@@ -382,6 +394,8 @@ impl<'a> Storer<'a> {
         self.chunks.extend(pack.table.chunks.iter().map(|chunk| SegmentChunk::in_pack(chunk, number)));
         let frames = pack.table.frames.clone();
         self.packs.push(SegmentPack { id: pack.id, kind: pack.kind, stored_len, frames });
+        // where nobody takes it, it is freed
+        let _ = self.used.try_send(pack.bytes);
         Ok(())
     }
 
