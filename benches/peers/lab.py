@@ -31,14 +31,12 @@ class Lab:
     def uri(self):
         return self.call("uri").strip()
 
+    def socket(self):
+        return self.uri().split("socket=")[1]
+
     def rest(self, name):
         """Pauses a domain: without a system in it, its firmware would keep a core busy beside what is measured."""
         self.call("virsh", "suspend", name)
-
-    def session(self):
-        """Environment for programs that insist on qemu:///session."""
-        lines = [line.removeprefix("export ").split("=", 1) for line in self.call("env").splitlines()]
-        return {name: value.strip("'\"") for name, value in lines}
 
 
 class Domain:

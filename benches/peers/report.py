@@ -80,6 +80,20 @@ def table(figures, work):
     return [*rows, ""]
 
 
+def absolute(rows, what, goal, value, unit):
+    reached = "reached" if value <= goal else "**missed**"
+    rows.append(f"| {what} | | ≤ {goal:.4g} {unit} | {value:.3g} {unit} | {reached} |")
+
+
+def scale_rows(facts):
+    """What benches/scale.rs has measured and no goal is set for."""
+    figures = [figure for figure in facts.get("scale", []) if figure["goal"] is None]
+    if not figures:
+        return []
+    rows = [f"| {figure['name']} | {figure['value']:.4g} {figure['unit']} |" for figure in figures]
+    return ["### Large repositories", "", "From `cargo bench --bench scale`.", "", "| | |", "|---|---|", *rows, ""]
+
+
 def goal_rows(figures, facts):
     rows = ["| work | measured against | goal | vmkeep | |", "|---|---|---|---|---|"]
 
@@ -95,9 +109,15 @@ def goal_rows(figures, facts):
     size = figures.median("first", "vmkeep", "size")
     if size and "fixed" in facts:
         row(TITLES["first"], "bytes stored, fixed 4 MiB blocks with zstd 1", 0.62, size / facts["fixed"])
-    for name, text, goal, value, unit in facts.get("goals", []):
-        reached = "reached" if value <= goal else "**missed**"
-        rows.append(f"| {name} | {text} | ≤ {goal:g} {unit} | {value:.3g} {unit} | {reached} |")
+    idle, own = figures.median("idle", "vmkeep", "wall"), figures.median("idle", "libvirt", "wall")
+    if idle is not None and own is not None:
+        absolute(rows, TITLES["idle"] + ", beside libvirt's own job", 0.3, max(idle - own, 0), "s")
+    peaks = [sample.rss for sample in figures.samples if sample.tool == "vmkeep"]
+    if peaks:
+        absolute(rows, "Peak memory of any command above", 300, max(peaks), "MiB")
+    for figure in facts.get("scale", []):
+        if figure["goal"] is not None:
+            absolute(rows, figure["name"], figure["goal"], figure["value"], figure["unit"])
     return rows
 
 
@@ -127,4 +147,5 @@ def write(results):
     for work in TITLES:
         if figures.tools(work):
             lines += table(figures, work)
+    lines += scale_rows(facts)
     return "\n".join(lines).rstrip() + "\n"

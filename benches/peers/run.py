@@ -1,6 +1,7 @@
 """Runs vmkeep and its peers on the same work: run.py [PART...]; scripts/bench says what the parts are."""
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -9,10 +10,10 @@ import tempfile
 import report
 import works
 from lab import Domain, Lab
-from meter import Results, say
+from meter import Results, measure, output, say
 from tools import Vmkeep, VmkeepFile, peers
 
-PARTS = ["history", "live"]
+PARTS = ["history", "live", "scale"]
 
 
 def history(options, results, lab, folder):
@@ -45,6 +46,27 @@ def live(options, results, lab, folder):
     works.Live(lab, Vmkeep(folder, options.vmkeep), folder, results, options.live_mib << 20).run(options.rounds)
 
 
+def scale(options, results, lab, folder):
+    """benches/scale.rs, and how soon the program begins with as many points."""
+    place = os.path.join(folder, "scale")
+    shutil.rmtree(place, ignore_errors=True)
+    os.makedirs(place)
+    small = {"VMKEEP_SCALE_GIB": "8", "VMKEEP_SCALE_POINTS": "100", "VMKEEP_SCALE_CHUNKS": "4"}
+    env = {"VMKEEP_SCALE_DIR": place, **(small if options.size == "small" else {})}
+    figures = []
+    for line in output(["cargo", "bench", "--locked", "--bench", "scale"], env).splitlines():
+        if line.startswith("{"):
+            figures.append(json.loads(line))
+            say(f"{figures[-1]['name']}: {figures[-1]['value']:.3f} {figures[-1]['unit']}")
+    repository = {"VMKEEP_REPOSITORY": os.path.join(place, "repository"), "VMKEEP_CACHE_DIR": os.path.join(place, "cache")}
+    points = json.loads(output([options.vmkeep, "points", "--json"], repository))["points"]
+    times = [measure([options.vmkeep, "points"], os.path.join(folder, "points.log"), repository).wall for _ in range(5)]
+    figures.append({"name": f"vmkeep points, {len(points)} points", "goal": 0.1, "value": sorted(times)[2], "unit": "s"})
+    results.facts["scale"] = figures
+    results.save()
+    shutil.rmtree(place)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*")
@@ -66,7 +88,7 @@ def main():
     try:
         lab.start()
         for part in options.parts or PARTS:
-            {"history": history, "live": live}[part](options, results, lab, options.work)
+            {"history": history, "live": live, "scale": scale}[part](options, results, lab, options.work)
     finally:
         lab.stop()
         shutil.rmtree(lab.folder, ignore_errors=True)

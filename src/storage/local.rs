@@ -5,7 +5,7 @@
 //! and one whose `put_new` returned is there.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Listed, Storage};
+use super::{Listed, Storage, direct};
 use crate::error::{Error, FormatFault, Result};
 use crate::format::name::{Folder, ObjectName};
 
@@ -135,7 +135,7 @@ impl LocalStorage {
         let path = self.root.join(TEMPORARY).join(file_name);
         let failed = |error| Error::io("write", self.object(name), error);
         let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        let mut file = match open() {
+        let file = match open() {
             Err(error) if error.kind() == ErrorKind::NotFound && self.root.is_dir() => {
                 // a copy of a repository made without its empty folders
                 make_directory(&self.root.join(TEMPORARY))?;
@@ -145,7 +145,7 @@ impl LocalStorage {
         }
         .map_err(failed)?;
         let temporary = Temporary { path: path.clone(), keep: false };
-        file.write_all(bytes).map_err(failed)?;
+        direct::write_new(&file, &path, bytes).map_err(failed)?;
         if sync {
             // not again after a failure: the kernel may have dropped the pages that it could not write
             file.sync_all().map_err(|error| Error::io("sync", self.object(name), error))?;

@@ -2,6 +2,7 @@
 //!
 //! One narrow trait; its contract is in the comments, and one suite of tests holds each storage to it.
 
+pub mod direct;
 #[cfg(test)]
 pub(crate) mod fault;
 pub mod local;

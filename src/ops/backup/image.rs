@@ -64,6 +64,32 @@ pub fn backup_image(
     if options.dry_run {
         return dry_run(repository, options, source.as_mut(), (format, kind), monitor);
     }
+    back_up(repository, options, source.as_mut(), (format, kind), false, monitor)
+}
+
+/// Backs up what `source` reads as a disk; `options.input` is not looked at. The source's own dirty bitmap is trusted: it
+/// has to begin at the instant of the domain's newest point. The point is recorded as a full nevertheless, because no
+/// checkpoint says where the bitmap began.
+///
+/// # Errors
+/// As for [`backup_image`].
+pub fn backup_source(
+    repository: &Repository,
+    options: &ImageBackupOptions,
+    source: &mut dyn DiskSource,
+    monitor: &dyn Monitor,
+) -> Result<BackupReport> {
+    back_up(repository, options, source, ("raw".into(), SourceKind::Block), true, monitor)
+}
+
+fn back_up(
+    repository: &Repository,
+    options: &ImageBackupOptions,
+    source: &mut dyn DiskSource,
+    (format, kind): (String, SourceKind),
+    trust_bitmap: bool,
+    monitor: &dyn Monitor,
+) -> Result<BackupReport> {
     let session = Session::begin(repository, SessionKind::Backup)?;
     let (catalog, view) = repository.refresh(monitor)?;
     let points = usable_points(&catalog, &view, &options.domain);
@@ -73,10 +99,10 @@ pub fn backup_image(
         format,
         level,
         full_reason: (level != job.level).then(|| NO_BITMAP.to_owned()),
-        has_bitmap: false,
-        source: source.as_mut(),
+        has_bitmap: trust_bitmap,
+        source,
         predecessor: newest_manifest(&points, &options.disk),
-        trust_bitmap: false,
+        trust_bitmap,
     };
     let mut report =
         record::record_point(repository, session, &view, job, vec![disk], &mut || Ok(()), monitor)

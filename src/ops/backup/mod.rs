@@ -14,7 +14,7 @@ pub use domain::{DomainBackupOptions, backup_domain};
 #[cfg(feature = "libvirt")]
 pub(in crate::ops) use domain::{base_checkpoint, checkpoint_prefix};
 pub(in crate::ops) use image::open as open_image_input;
-pub use image::{ImageBackupOptions, ImageInput, backup_image};
+pub use image::{ImageBackupOptions, ImageInput, backup_image, backup_source};
 
 pub use super::record::{BackupReport, DiskReport};
 use crate::repo::PointEntry;

@@ -16,9 +16,8 @@ use crate::extent::ByteRange;
 use crate::monitor::Monitor;
 use crate::ops::content::{DiskBytes, Sink};
 use crate::repo::is_zero;
+use crate::storage::direct::{self, ALIGN};
 
-/// What positions, lengths and memory have to be multiples of, bytes. No disk that is in use wants more.
-const ALIGN: usize = 4096;
 /// Zeroes from this length on stay a hole; fewer cost less to write than another call. Bytes.
 const MIN_HOLE_LEN: usize = 16 << 10;
 /// Content that is written at once, bytes.
@@ -256,10 +255,9 @@ impl Work {
         if bytes.is_empty() {
             return Ok(());
         }
-        if let (true, Some(direct)) = (self.is_direct.load(Ordering::Relaxed), &self.direct) {
-            match direct.write_all_at(bytes, offset) {
-                // the disk below wants another alignment, or the file system takes the flag and no such write
-                Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+        if let (true, Some(file)) = (self.is_direct.load(Ordering::Relaxed), &self.direct) {
+            match file.write_all_at(bytes, offset) {
+                Err(error) if direct::is_refusal(&error) => {
                     self.is_direct.store(false, Ordering::Relaxed);
                 }
                 other => return other,

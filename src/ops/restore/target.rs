@@ -18,6 +18,7 @@ use crate::nbd::Connection;
 use crate::ops::content::{DiskBytes, Sink};
 use crate::repo::is_zero;
 use crate::source::qemu_nbd::{self, QemuNbd};
+use crate::storage::direct;
 
 /// Zeroes written at once where a device cannot be told to hold them, bytes.
 const ZERO_BUFFER_LEN: usize = 1 << 20;
@@ -99,8 +100,7 @@ impl PartialFile {
 
     /// Opens it once more, for writing around the page cache; `None` where the file system cannot.
     pub fn open_direct(&self) -> Option<File> {
-        let flags = i32::try_from(OFlags::DIRECT.bits()).ok()?;
-        OpenOptions::new().write(true).custom_flags(flags).open(&self.partial).ok()
+        direct::open_direct(&self.partial)
     }
 
     /// Gives the file its name, durably. The content must be durable.

@@ -1,0 +1,482 @@
+//! Large repositories: a disk of 16 TiB with 1 TiB of data and 1,000 points, and an index of 16 million chunks.
+//!
+//! `cargo bench --bench scale [index] [disk]` prints a line of JSON for each figure. Everything is done for real, content
+//! is made, cut, hashed, compressed and checked, but the content of data packs is not kept: there is no place for it.
+//!
+//! `VMKEEP_SCALE_GIB` data of the disk (default 1024), `VMKEEP_SCALE_POINTS` (1000), `VMKEEP_SCALE_CHUNKS` of the index in
+//! millions (16), `VMKEEP_SCALE_DIR` where it is kept (a temporary directory; 8 GiB at the default sizes).
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use vmkeep::chunk::IdHasher;
+use vmkeep::error::{Error, Result};
+use vmkeep::extent::{ByteRange, Payload, RangeSet};
+use vmkeep::format::name::{Folder, ObjectName};
+use vmkeep::format::node::ChunkKind;
+use vmkeep::format::pack::{FrameEntry, PACK_FOOTER_LEN, PACK_HEADER_LEN, PackFooter, PackHeader, PackKind};
+use vmkeep::format::segment::{Segment, SegmentChunk, SegmentPack};
+use vmkeep::id::{ChunkId, PackId, PointId, RepositoryId, SegmentId, SessionId};
+use vmkeep::index::open_index;
+use vmkeep::monitor::{Monitor, Recorder};
+use vmkeep::ops::RequestedLevel;
+use vmkeep::ops::backup::{BackupReport, ImageBackupOptions, ImageInput, backup_source};
+use vmkeep::ops::forget::forget;
+use vmkeep::ops::prune::{PruneOptions, prune};
+use vmkeep::ops::verify::{VerifyLevel, VerifyOptions, verify};
+use vmkeep::repo::{CreateOptions, Environment, Repository};
+use vmkeep::source::{DiskSource, READ_WINDOW};
+use vmkeep::storage::{Listed, Storage};
+
+const GIB: u64 = 1 << 30;
+const BLOCK: u64 = 4096;
+/// What QEMU's bitmaps count in.
+const GRANULE: u64 = 65536;
+const DISK_LEN: u64 = 16 << 40;
+
+fn setting(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+fn main() {
+    let parts: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    if let [child, phase, dir, count] = parts.as_slice()
+        && child == "child"
+    {
+        return run_phase(phase, Path::new(dir), count.parse().unwrap());
+    }
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|asked| asked == part);
+    if wanted("index") {
+        index();
+    }
+    if wanted("disk") {
+        disk();
+    }
+}
+
+/// Prints a figure and its goal.
+fn figure(name: &str, goal: Option<f64>, value: f64, unit: &str) {
+    let goal = goal.map_or("null".into(), |goal| goal.to_string());
+    println!("{{\"name\":\"{name}\",\"goal\":{goal},\"value\":{value:.6},\"unit\":\"{unit}\"}}");
+}
+
+/// Returns the most memory that this process has had, MiB.
+fn peak() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+// --- an index ----------------------------------------------------------------
+
+fn chunk_id(number: u64) -> ChunkId {
+    IdHasher::new([7; 32]).chunk_id(ChunkKind::Data, &number.to_le_bytes())
+}
+
+/// A segment of 250,000 chunks.
+fn segment(number: u64) -> (SegmentId, Segment) {
+    const CHUNKS: u64 = 250_000;
+    let chunk = |n: u64| SegmentChunk {
+        id: chunk_id(number * CHUNKS + n),
+        kind: ChunkKind::Data,
+        pack: 0,
+        frame: 0,
+        offset: 0,
+        len: 1,
+    };
+    let mut chunks: Vec<SegmentChunk> = (0..CHUNKS).map(chunk).collect();
+    chunks.sort_unstable_by_key(|chunk| chunk.id);
+    let id = *blake3::hash(&number.to_le_bytes()).as_bytes();
+    let frames = vec![FrameEntry { offset: 64, stored_len: 100, raw_len: 100 }];
+    let pack = SegmentPack { id: PackId::from_bytes(id), kind: PackKind::Data, stored_len: 1 << 20, frames };
+    let owner = SessionId::from_bytes([1; 16]);
+    (SegmentId::from_bytes(id), Segment { owner, number: 0, packs: vec![pack], chunks })
+}
+
+fn index() {
+    let dir = tempfile::tempdir().unwrap();
+    let millions = setting("VMKEEP_SCALE_CHUNKS", 16);
+    let opened = open_index(Some(dir.path()), RepositoryId::from_bytes([3; 16]));
+    assert!(opened.notes.is_empty(), "{:?}", opened.notes);
+    let index = opened.index;
+    let mut applying = 0.0;
+    let mut fill = || {
+        for number in 0..millions * 4 {
+            // making the segments is not the index's work
+            let segment = segment(number);
+            let start = Instant::now();
+            index.apply(&[segment]).unwrap();
+            applying += start.elapsed().as_secs_f64();
+            if number == 15 {
+                figure("index of 4 million chunks: rebuild", Some(10.0), applying, "s");
+            }
+        }
+    };
+    fill();
+    figure(&format!("index of {millions} million chunks: filled"), None, applying, "s");
+    for (what, from) in [("known", 0), ("new", millions * 1_000_000)] {
+        let mut random = Random(5);
+        let ids: Vec<ChunkId> =
+            (0..400_000).map(|_| chunk_id(from + random.next() % (millions * 1_000_000))).collect();
+        let start = Instant::now();
+        let found: usize = ids.chunks(1024).map(|ids| index.lookup(ids).unwrap().concat().len()).sum();
+        assert_eq!(found, if from == 0 { ids.len() } else { 0 });
+        let seconds = start.elapsed().as_secs_f64() / 4.0;
+        figure(
+            &format!("index of {millions} million chunks: 100,000 look-ups of {what} ones"),
+            Some(1.0),
+            seconds,
+            "s",
+        );
+    }
+    figure(&format!("index of {millions} million chunks: peak memory"), Some(512.0), peak(), "MiB");
+}
+
+// --- a disk ------------------------------------------------------------------
+
+/// Keeps packs of data without their content.
+#[derive(Debug)]
+struct Hollow {
+    inner: Box<dyn Storage>,
+    /// Length, what is kept of the end, by name.
+    packs: Mutex<HashMap<PackId, (u64, PathBuf)>>,
+    dir: PathBuf,
+}
+
+impl Hollow {
+    fn open(inner: Box<dyn Storage>, dir: PathBuf) -> Self {
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut packs = HashMap::new();
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            let mut len = [0; 8];
+            std::fs::File::open(&path).unwrap().read_exact(&mut len).unwrap();
+            let name = blake3::Hash::from_hex(path.file_name().unwrap().to_str().unwrap()).unwrap();
+            let id = PackId::from_bytes(*name.as_bytes());
+            packs.insert(id, (u64::from_le_bytes(len), path));
+        }
+        Self { inner, packs: Mutex::new(packs), dir }
+    }
+
+    fn kept(&self, name: ObjectName) -> Option<(u64, Vec<u8>)> {
+        let ObjectName::Pack(id) = name else { return None };
+        let (len, path) = self.packs.lock().unwrap().get(&id).cloned()?;
+        Some((len, std::fs::read(path).unwrap().split_off(8)))
+    }
+}
+
+impl Storage for Hollow {
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+
+    fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
+        let ObjectName::Pack(id) = name else { return self.inner.put_new(name, bytes) };
+        if PackHeader::decode(&bytes[..PACK_HEADER_LEN]).unwrap().kind != PackKind::Data {
+            return self.inner.put_new(name, bytes);
+        }
+        let footer = PackFooter::decode(&bytes[bytes.len() - PACK_FOOTER_LEN..], bytes.len() as u64).unwrap();
+        let path = self.dir.join(id.to_hex());
+        let (len, tail) = ((bytes.len() as u64).to_le_bytes(), &bytes[footer.table_offset as usize..]);
+        std::fs::write(&path, [&len[..], &bytes[..PACK_HEADER_LEN], tail].concat()).unwrap();
+        self.packs.lock().unwrap().insert(id, (bytes.len() as u64, path));
+        Ok(())
+    }
+
+    fn replace(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
+        self.inner.replace(name, bytes)
+    }
+
+    fn get(&self, name: ObjectName, max_len: u64) -> Result<Vec<u8>> {
+        match self.kept(name) {
+            Some((len, _)) => self.get_range(name, 0, len),
+            None => self.inner.get(name, max_len),
+        }
+    }
+
+    fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>> {
+        let Some((total, kept)) = self.kept(name) else { return self.inner.get_range(name, offset, len) };
+        let (head, tail) = kept.split_at(PACK_HEADER_LEN);
+        let hole = total as usize - kept.len();
+        let byte = |at: usize| match at {
+            at if at < head.len() => head[at],
+            at => tail.get((at - head.len()).wrapping_sub(hole)).copied().unwrap_or(0),
+        };
+        Ok((offset as usize..(offset + len) as usize).map(byte).collect())
+    }
+
+    fn len(&self, name: ObjectName) -> Result<u64> {
+        self.kept(name).map_or_else(|| self.inner.len(name), |(len, _)| Ok(len))
+    }
+
+    fn list(&self, folder: Folder) -> Result<Vec<Listed>> {
+        let mut listed = self.inner.list(folder)?;
+        if folder == Folder::Packs {
+            let packs = self.packs.lock().unwrap();
+            listed
+                .extend(packs.iter().map(|(id, (len, _))| Listed { name: ObjectName::Pack(*id), len: *len }));
+            listed.sort_unstable();
+        }
+        Ok(listed)
+    }
+
+    fn delete(&self, name: ObjectName) -> Result<()> {
+        if let ObjectName::Pack(id) = name
+            && let Some((_, path)) = self.packs.lock().unwrap().remove(&id)
+        {
+            return std::fs::remove_file(&path).map_err(|error| Error::io("remove", path.display(), error));
+        }
+        self.inner.delete(name)
+    }
+
+    fn sync_deletes(&self, folder: Folder) -> Result<()> {
+        self.inner.sync_deletes(folder)
+    }
+}
+
+/// A disk of which every 16th part holds something that nothing compresses and that is nowhere twice.
+struct Sparse {
+    data: RangeSet,
+    /// How often blocks were written again.
+    versions: BTreeMap<u64, u64>,
+    dirty: Option<RangeSet>,
+}
+
+impl Sparse {
+    fn new(gib: u64) -> Self {
+        let run = |n: u64| ByteRange::new(n * 16 * GIB, GIB).unwrap();
+        Self { data: (0..gib).map(run).collect(), versions: BTreeMap::new(), dirty: None }
+    }
+
+    /// Writes blocks of 4 KiB anywhere in the data.
+    fn write(&mut self, count: u64, random: &mut Random) {
+        let runs = self.data.iter().count() as u64;
+        let mut dirty = Vec::new();
+        for _ in 0..count {
+            let at = random.next() % runs * 16 * GIB + random.next() % (GIB / BLOCK) * BLOCK;
+            *self.versions.entry(at / BLOCK).or_default() += 1;
+            dirty.push(ByteRange::new(at / GRANULE * GRANULE, GRANULE).unwrap());
+        }
+        dirty.sort_unstable();
+        self.dirty = Some(dirty.into_iter().collect());
+    }
+
+    fn fill(&self, range: ByteRange) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(range.len() as usize);
+        for block in range.start() / BLOCK..range.end() / BLOCK {
+            let version = self.versions.get(&block).copied().unwrap_or(0);
+            let mut random = Random((block + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (version << 48));
+            for _ in 0..BLOCK / 8 {
+                bytes.extend_from_slice(&random.next().to_le_bytes());
+            }
+        }
+        bytes
+    }
+}
+
+impl DiskSource for Sparse {
+    fn label(&self) -> String {
+        "a sparse disk".into()
+    }
+
+    fn size(&self) -> u64 {
+        DISK_LEN
+    }
+
+    fn dirty(&mut self, _monitor: &dyn Monitor) -> Result<Option<RangeSet>> {
+        Ok(self.dirty.clone())
+    }
+
+    fn data(&mut self, within: &RangeSet, _monitor: &dyn Monitor) -> Result<RangeSet> {
+        Ok(self.data.intersection(within))
+    }
+
+    fn read(
+        &mut self,
+        ranges: &RangeSet,
+        _monitor: &dyn Monitor,
+        sink: &mut dyn FnMut(ByteRange, Payload) -> Result<()>,
+    ) -> Result<()> {
+        for range in ranges.iter() {
+            let mut start = range.start();
+            while start < range.end() {
+                let end = range.end().min((start / READ_WINDOW + 1) * READ_WINDOW);
+                let part = ByteRange::between(start, end).unwrap();
+                sink(part, Payload::Data(self.fill(part)))?;
+                start = end;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn environment() -> Environment {
+    Environment {
+        host: "bench".into(),
+        boot_id: "bench".into(),
+        process_id: std::process::id(),
+        program: "bench".into(),
+        now_ms: || 1_700_000_000_000,
+        timing: vmkeep::repo::Timing::default(),
+    }
+}
+
+fn open(dir: &Path) -> Repository {
+    let url = dir.join("repository");
+    let storage = Hollow::open(vmkeep::storage::open_url(url.to_str().unwrap()).unwrap(), dir.join("hollow"));
+    Repository::open(Box::new(storage), Some(&dir.join("cache")), &environment(), &Recorder::new()).unwrap()
+}
+
+fn back_up(repository: &Repository, disk: &mut Sparse) -> BackupReport {
+    let options = ImageBackupOptions {
+        domain: "large".into(),
+        disk: "vda".into(),
+        input: ImageInput::Block("none".into()),
+        level: RequestedLevel::Auto,
+        tags: Vec::new(),
+        read_limit: None,
+        dry_run: false,
+    };
+    backup_source(repository, &options, disk, &Recorder::new()).unwrap()
+}
+
+/// What a process of its own did.
+struct Phase {
+    seconds: f64,
+    /// MiB.
+    peak: f64,
+    /// Bytes of metadata, or a number of chunks.
+    count: u64,
+}
+
+/// Runs a phase as a command would run: in a new process, that knows nothing of the ones before.
+fn phase(phase: &str, dir: &Path, count: u64) -> Phase {
+    let run = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["child", phase, dir.to_str().unwrap(), &count.to_string()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(run.stdout).unwrap();
+    assert!(run.status.success(), "{phase}: {}", String::from_utf8_lossy(&run.stderr));
+    let mut words = said.split_whitespace();
+    let mut next = || words.next().unwrap();
+    Phase { seconds: next().parse().unwrap(), peak: next().parse().unwrap(), count: next().parse().unwrap() }
+}
+
+fn run_phase(phase: &str, dir: &Path, count: u64) {
+    let start = Instant::now();
+    let repository = open(dir);
+    let found = match phase {
+        "write" => write(&repository, dir, count),
+        "verify" => structure(&repository),
+        "prune" => forget_half_and_prune(&repository),
+        other => panic!("no such phase: {other}"),
+    };
+    println!("{} {} {found}", start.elapsed().as_secs_f64(), peak());
+}
+
+/// Makes a point after so many scattered writes; the first one has none.
+fn write(repository: &Repository, dir: &Path, count: u64) -> u64 {
+    let mut disk = Sparse::new(setting("VMKEEP_SCALE_GIB", 1024));
+    let mut random = Random(11);
+    // what earlier processes have written
+    let history = dir.join("history");
+    let before = std::fs::read_to_string(&history).unwrap_or_default();
+    for count in before.lines() {
+        disk.write(count.parse().unwrap(), &mut random);
+    }
+    if count > 0 {
+        disk.write(count, &mut random);
+    }
+    let report = back_up(repository, &mut disk);
+    if count > 0 {
+        std::fs::write(&history, format!("{before}{count}\n")).unwrap();
+    }
+    report.stats.metadata_bytes
+}
+
+fn structure(repository: &Repository) -> u64 {
+    let options = VerifyOptions { level: VerifyLevel::Structure, ..VerifyOptions::default() };
+    let report = verify(repository, &options, &Recorder::new()).unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings.first());
+    report.chunks
+}
+
+fn forget_half_and_prune(repository: &Repository) -> u64 {
+    let silent = Recorder::new();
+    let catalog = repository.catalog(&silent).unwrap();
+    let ids: Vec<PointId> = catalog.points().iter().map(|entry| entry.record.id).collect();
+    forget(repository, &ids[..ids.len() / 2], "bench", false, &silent).unwrap();
+    // what would be repacked is not there
+    let options = PruneOptions { max_repack_bytes: 0, ..PruneOptions::default() };
+    prune(repository, &options, &silent).unwrap().live_chunks
+}
+
+fn disk() {
+    let (gib, points) = (setting("VMKEEP_SCALE_GIB", 1024), setting("VMKEEP_SCALE_POINTS", 1000));
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = std::env::var_os("VMKEEP_SCALE_DIR").map_or(temporary.path().to_path_buf(), PathBuf::from);
+    let plain = vmkeep::storage::create_url(dir.join("repository").to_str().unwrap()).unwrap();
+    Repository::create(plain, &CreateOptions::default(), &environment()).unwrap();
+    let title = format!("16 TiB disk with {gib} GiB");
+    let tell = |what: &str, done: &Phase| {
+        figure(&format!("{title}: {what}"), None, done.seconds, "s");
+        figure(&format!("{title}: {what}: peak memory"), Some(512.0), done.peak, "MiB");
+    };
+    let first = phase("write", &dir, 0);
+    tell("first point", &first);
+    figure(&format!("{title}: first point: speed"), None, gib as f64 * 1024.0 / first.seconds, "MiB/s");
+    figure(&format!("{title}: first point: metadata of a GiB"), None, per(first.count, gib), "KiB");
+    for count in [100, 1000, 10_000] {
+        let done = phase("write", &dir, count);
+        tell(&format!("point of {count} scattered writes"), &done);
+        let name = format!("{title}: point of {count} scattered writes: metadata of each");
+        figure(&name, Some(6.0), per(done.count, count), "KiB");
+    }
+    let mut times: Vec<f64> = Vec::new();
+    let mut most = 0f64;
+    for _ in 4..points {
+        let done = phase("write", &dir, 16);
+        times.push(done.seconds);
+        most = most.max(done.peak);
+    }
+    let median = |times: &[f64]| {
+        let mut times = times.to_vec();
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let some = 20.min(times.len());
+    let (early, late) = (median(&times[..some]), median(&times[times.len() - some..]));
+    figure(&format!("{title}: points 5 to 24, 16 writes each"), None, early, "s");
+    figure(&format!("{title}: the last 20 of {points} points, 16 writes each"), None, late, "s");
+    figure(&format!("{title}: peak memory of those"), Some(512.0), most, "MiB");
+    let verified = phase("verify", &dir, 0);
+    tell(&format!("{points} points: verify --structure"), &verified);
+    figure(&format!("{title}: {points} points: chunks"), None, verified.count as f64, "");
+    let pruned = phase("prune", &dir, 0);
+    tell(&format!("{points} points: half of them forgotten, prune"), &pruned);
+    let allowed = 200.0 + 40.0 * pruned.count as f64 / 1_048_576.0;
+    figure(
+        &format!("{title}: prune: memory at {} live chunks", pruned.count),
+        Some(allowed),
+        pruned.peak,
+        "MiB",
+    );
+}
+
+fn per(bytes: u64, count: u64) -> f64 {
+    bytes as f64 / count as f64 / 1024.0
+}
