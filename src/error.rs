@@ -164,6 +164,22 @@ impl Error {
         }
     }
 
+    /// Returns true if this process or this host is the reason, and the object may be as it should be: something is not
+    /// permitted, there are too many open files or too little memory, or nobody answered in time.
+    pub fn is_local(&self) -> bool {
+        use rustix::io::Errno;
+        match self {
+            Self::Context { source, .. } => source.is_local(),
+            Self::Io { source, .. } => {
+                let errno = source.raw_os_error().map(Errno::from_raw_os_error);
+                let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::STALE];
+                errno.is_some_and(|errno| exhausted.contains(&errno))
+                    || matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::TimedOut)
+            }
+            _ => false,
+        }
+    }
+
     /// Returns true if what was written may not survive a power cut, although it is there.
     pub fn is_failed_sync(&self) -> bool {
         match self {

@@ -39,6 +39,8 @@ pub(super) trait Sink: Sync {
     fn write(&self, contents: Vec<DiskBytes>) -> Result<()>;
     /// Takes a range that reads as zero.
     fn zero(&self, range: ByteRange) -> Result<()>;
+    /// Told when reading has failed: nothing more comes, and nobody may wait for it.
+    fn stop(&self) {}
 }
 
 /// What to do where content is lost.
@@ -92,7 +94,11 @@ pub(super) fn read_disk(
             };
             let (receiver, failure) = (receiver.clone(), &failure);
             scope.spawn(move || {
-                if let Err(error) = worker.run(&receiver)
+                let ran = worker.run(&receiver);
+                if ran.is_err() {
+                    sink.stop();
+                }
+                if let Err(error) = ran
                     && let Ok(mut slot) = failure.lock()
                     // that one was cancelled may only follow from another's failure
                     && matches!(*slot, None | Some(Error::Cancelled))
@@ -111,10 +117,13 @@ pub(super) fn read_disk(
             position: 0,
             data_bytes: 0,
         };
-        walk(repository.geometry(), manifest, reader, &mut batches)?;
-        batches.zero_until(manifest.size)?;
-        batches.send()?;
-        Ok(batches.data_bytes)
+        let walked = walk(repository.geometry(), manifest, reader, &mut batches)
+            .and_then(|()| batches.zero_until(manifest.size))
+            .and_then(|()| batches.send());
+        if walked.is_err() {
+            sink.stop();
+        }
+        walked.map(|()| batches.data_bytes)
     });
     if let Ok(Some(error)) = failure.into_inner() {
         return Err(error);

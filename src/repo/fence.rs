@@ -47,6 +47,47 @@ impl Repository {
         Ok(open)
     }
 
+    /// Takes away what killed programs left of their registrations: those of sessions that have an outcome, and sessions
+    /// of this host whose process is gone, which are ended.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    pub fn clear_dead_sessions(&self, own: SessionId) -> Result<()> {
+        for listed in self.storage().list(Folder::Sessions)? {
+            let ObjectName::Session(id) = listed.name else { continue };
+            if id != own && self.has_outcome(id)? {
+                self.storage().delete(ObjectName::Heartbeat(id))?;
+                self.storage().delete(ObjectName::Session(id))?;
+            }
+        }
+        for session in self.open_sessions()? {
+            if session.id != own && self.is_dead_here(&session) {
+                self.end_session(session.id, own, "its process had ended")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a sign of life of a session. Returns true as soon as there is one; false if it has ended, or showed none for
+    /// so long that it is taken for dead.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`]; those of the storage.
+    pub fn shows_life(&self, id: SessionId, monitor: &dyn Monitor) -> Result<bool> {
+        let (beat, since) = (self.heartbeat(id)?, Instant::now());
+        while since.elapsed() < self.environment().timing.dead_after {
+            monitor.check()?;
+            std::thread::sleep(self.environment().timing.poll);
+            if self.has_outcome(id)? {
+                return Ok(false);
+            }
+            if self.heartbeat(id)? != beat {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn has_outcome(&self, id: SessionId) -> Result<bool> {
         match self.storage().len(ObjectName::Outcome(id)) {
             Ok(_) => Ok(true),

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Listed, Storage, direct};
+use super::{Leftover, Listed, Storage, direct};
 use crate::error::{Error, FormatFault, Result};
 use crate::format::name::{Folder, ObjectName};
 
@@ -240,6 +240,10 @@ fn name_new(temporary: &mut Temporary, path: &Path) -> std::io::Result<bool> {
     }
 }
 
+fn is_hexadecimal(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 impl Storage for LocalStorage {
     fn url(&self) -> String {
         self.root.display().to_string()
@@ -311,6 +315,40 @@ impl Storage for LocalStorage {
         }
         listed.sort_unstable();
         Ok(listed)
+    }
+
+    fn leftovers(&self) -> Result<Vec<Leftover>> {
+        let path = self.root.join(TEMPORARY);
+        let entries = match std::fs::read_dir(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(|error| Error::io("list", path.display(), error))?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| Error::io("list", path.display(), error))?;
+            // what has got its name since the directory was read is not there any more; other files are not ours
+            let is_ours = |name: &String| {
+                name.split_once('.').is_some_and(|(unique, _)| unique.len() == 16 && is_hexadecimal(unique))
+            };
+            let name = entry.file_name().into_string().ok().filter(is_ours);
+            if let (Some(name), Ok(data)) = (name, entry.metadata()) {
+                found.push(Leftover { name, len: data.len() });
+            }
+        }
+        Ok(found)
+    }
+
+    fn remove_leftovers(&self, leftovers: &[Leftover]) -> Result<()> {
+        for left in leftovers {
+            let path = self.root.join(TEMPORARY).join(&left.name);
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(Error::io("delete", path.display(), error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn delete(&self, name: ObjectName) -> Result<()> {

@@ -24,6 +24,14 @@ pub struct Listed {
     pub len: u64,
 }
 
+/// A file in which a program that was killed had begun to write an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    pub name: String,
+    /// Bytes.
+    pub len: u64,
+}
+
 /// A place for objects that are created once and never change.
 pub trait Storage: Send + Sync + fmt::Debug {
     /// Returns where this is, for people: a path or URL.
@@ -81,6 +89,22 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Error::Io`].
     fn sync_deletes(&self, folder: Folder) -> Result<()>;
+
+    /// Returns what is unfinished, by whomever: it may still be written.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    fn leftovers(&self) -> Result<Vec<Leftover>> {
+        Ok(Vec::new())
+    }
+
+    /// Removes unfinished files; one that has got its name meanwhile stays.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    fn remove_leftovers(&self, _leftovers: &[Leftover]) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Returns the path that a URL names: a plain path or `file:///path`.

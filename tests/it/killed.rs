@@ -44,6 +44,25 @@ fn killed_fifty_times_and_still_fine() {
     let argument = format!("vda={}", target.display());
     vmkeep.ok(&["restore", &point(&last), "--to", &argument]);
     assert!(std::fs::read(&target).unwrap() == std::fs::read(&image).unwrap());
+    one_prune_reclaims_everything(&vmkeep);
+}
+
+/// What killed runs have left, in packs, registrations and unfinished files, is gone after one prune, although nothing
+/// was forgotten.
+fn one_prune_reclaims_everything(vmkeep: &Vmkeep) {
+    let files = |folder: &str| std::fs::read_dir(vmkeep.repository().join(folder)).unwrap().count();
+    // as a kill between the outcome and the end of its registration leaves them
+    let outcome = std::fs::read_dir(vmkeep.repository().join("outcomes")).unwrap().next().unwrap().unwrap();
+    std::fs::write(vmkeep.repository().join("sessions").join(outcome.file_name()), b"left").unwrap();
+    std::fs::write(vmkeep.repository().join("tmp/0123456789abcdef.7"), b"unfinished").unwrap();
+    std::fs::write(vmkeep.repository().join("tmp/somebody's"), b"not ours").unwrap();
+    let first = vmkeep.json(&["prune", "--max-unused", "0"]);
+    assert!(first["deleted_packs"].as_u64() > Some(0), "{first}");
+    assert_eq!((files("sessions"), files("tmp")), (0, 1));
+    let second = vmkeep.json(&["prune", "--max-unused", "0"]);
+    assert_eq!(second["deleted_packs"].as_u64(), Some(0), "{second}");
+    assert_eq!(second["deleted_segments"].as_u64(), Some(0), "{second}");
+    vmkeep.ok(&["verify", "--data"]);
 }
 
 /// A repository that is worked on and killed at, and what its points hold.

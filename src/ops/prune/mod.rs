@@ -34,6 +34,7 @@ use crate::repo::rules::Rule;
 use crate::repo::session::Session;
 use crate::repo::view::View;
 use crate::repo::{Catalog, Repository};
+use crate::storage::Leftover;
 
 /// So many small segments stay as they are; more are put together.
 const SMALL_SEGMENTS: usize = 16;
@@ -118,11 +119,17 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
         return Ok(chosen.report(true));
     }
     let session = Session::begin(repository, SessionKind::Prune)?;
-    refuse_second_prune(repository, &session)?;
+    repository.clear_dead_sessions(session.id())?;
+    refuse_second_prune(repository, &session, monitor)?;
+    // whoever writes these now is registered, and is waited for before they are removed
+    let leftovers = repository.storage().leftovers()?;
     sweep::clear_marks(repository, session.id(), monitor).context(|| "while ending an earlier prune")?;
     let (catalog, view) = repository.refresh(monitor)?;
     let chosen = choose_all(repository, &catalog, &view, options, monitor)?;
     if chosen.is_nothing() {
+        if repository.open_sessions()?.iter().all(|other| other.id == session.id()) {
+            remove_leftovers(repository, &leftovers, monitor)?;
+        }
         session.commit(&Outcome::Done)?;
         sweep::delete_spent(repository, monitor)?;
         return Ok(chosen.report(false));
@@ -142,6 +149,7 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
     let (sweep, written_bytes) = swept?;
     let deleted_segments = sweep::carry_out(repository, &sweep, monitor)?;
     sweep::delete_spent(repository, monitor)?;
+    remove_leftovers(repository, &leftovers, monitor)?;
     let mut report = chosen.report(false);
     report.dropped_points = sweep.points;
     report.written_bytes = written_bytes;
@@ -151,18 +159,32 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
     Ok(report)
 }
 
-/// Two prunes at once would wait for one another.
-fn refuse_second_prune(repository: &Repository, own: &Session) -> Result<()> {
+/// Removes what killed programs had not finished writing.
+fn remove_leftovers(repository: &Repository, leftovers: &[Leftover], monitor: &dyn Monitor) -> Result<()> {
+    if leftovers.is_empty() {
+        return Ok(());
+    }
+    repository.storage().remove_leftovers(leftovers)?;
+    let bytes: u64 = leftovers.iter().map(|left| left.len).sum();
+    monitor.note(&format!("removed {} unfinished files of {bytes} bytes", leftovers.len()));
+    Ok(())
+}
+
+/// Two prunes at once would wait for one another. One of another host is taken for dead as in a fence.
+fn refuse_second_prune(repository: &Repository, own: &Session, monitor: &dyn Monitor) -> Result<()> {
     for other in repository.open_sessions()? {
         let is_prune = other.record.as_ref().is_some_and(|record| record.kind == SessionKind::Prune);
         if other.id == own.id() || !is_prune {
             continue;
         }
-        if repository.is_dead_here(&other) {
-            repository.end_session(other.id, own.id(), "its process had ended")?;
-            continue;
-        }
         let host = other.record.map(|record| record.host).unwrap_or_default();
+        if host != repository.environment().host {
+            monitor.note(&format!("waiting for a sign of life of a prune on {host} (session {})", other.id));
+            if !repository.shows_life(other.id, monitor)? {
+                repository.end_session(other.id, own.id(), "it showed no sign of life")?;
+                continue;
+            }
+        }
         return Err(Error::Busy {
             object: repository.storage().url(),
             why: format!("another prune runs on {host} (session {})", other.id),
@@ -175,7 +197,7 @@ fn refuse_second_prune(repository: &Repository, own: &Session) -> Result<()> {
 struct Chosen {
     plan: PackPlan,
     drop: Vec<PointId>,
-    /// Small segments to be put together, and some that cannot be read and have nothing to say.
+    /// Small segments to be put together, and some that have nothing to say: of aborted sessions, or not readable.
     merge: HashSet<SegmentId>,
     live_chunks: usize,
     stored_before: u64,
@@ -232,14 +254,14 @@ fn choose_all(
     let mut live = Live::of(repository, &reader, records, monitor)?;
     let mut uses: HashMap<PackId, PackUse> = HashMap::new();
     let mut small = HashSet::new();
-    let unreadable = for_each_segment(repository, catalog, monitor, &mut |id, segment| {
+    let spare = for_each_segment(repository, catalog, monitor, &mut |id, segment| {
         add_uses(segment, view, &mut live, &mut uses);
         if segment.chunks.len() < SEGMENT_TARGET_CHUNKS / 4 {
             small.insert(id);
         }
         Ok(())
     })?;
-    refuse_unknown(&unreadable, &uses.keys().copied().collect(), view)?;
+    refuse_unknown(&spare.unreadable, &uses.keys().copied().collect(), view)?;
     for id in view.damaged_packs() {
         // what is left of it is written anew, and the record of its damage goes with it
         uses.entry(id).and_modify(|pack| pack.is_damaged = true);
@@ -259,7 +281,7 @@ fn choose_all(
     }
     let mut merge =
         if small.len() > SMALL_SEGMENTS && options.max_repack_bytes > 0 { small } else { HashSet::new() };
-    merge.extend(unreadable);
+    merge.extend(spare.all());
     let bounds = Bounds {
         max_unused_permille: options.max_unused_permille,
         max_repack: options.max_repack_bytes,

@@ -69,11 +69,11 @@ pub(super) fn rewrite(
 ) -> Result<Rewritten> {
     live.recount();
     let mut seen = HashSet::new();
-    let unreadable = for_each_segment(repository, scope.catalog, monitor, &mut |_, segment| {
+    let spare = for_each_segment(repository, scope.catalog, monitor, &mut |_, segment| {
         note_what_stays(segment, scope, &mut seen, &mut live);
         Ok(())
     })?;
-    refuse_unknown(&unreadable, &seen, scope.view)?;
+    refuse_unknown(&spare.unreadable, &seen, scope.view)?;
     let task = monitor.start("repack", chosen.plan.repack.iter().map(|pack| pack.live_len).sum());
     let ((), written) = write_session(repository, reader, session.id(), |writer| {
         let mut repack = Repack { reader, writer, live: &mut live, monitor, task, pending: Vec::new() };
@@ -88,7 +88,7 @@ pub(super) fn rewrite(
     }
     let number = u32::try_from(written.segments.len()).unwrap_or(u32::MAX);
     let mut survivors = Survivors::new(repository, session.id(), number);
-    let mut replaced = unreadable;
+    let mut replaced: Vec<SegmentId> = spare.all().collect();
     for_each_segment(repository, scope.catalog, monitor, &mut |id, segment| {
         if scope.replaces(id, segment) {
             replaced.push(id);

@@ -11,7 +11,21 @@ use crate::repo::catalog::Ended;
 use crate::repo::view::View;
 use crate::repo::{Catalog, Repository};
 
-/// Calls `each` with every segment that counts; returns those that cannot be read.
+/// Segments that do not count.
+#[derive(Debug, Default)]
+pub(super) struct Spare {
+    pub unreadable: Vec<SegmentId>,
+    /// Of sessions that were ended before they committed.
+    pub aborted: Vec<SegmentId>,
+}
+
+impl Spare {
+    pub fn all(self) -> impl Iterator<Item = SegmentId> {
+        self.unreadable.into_iter().chain(self.aborted)
+    }
+}
+
+/// Calls `each` with every segment that counts; returns others.
 ///
 /// # Errors
 /// Those of the storage and of `each`.
@@ -20,18 +34,22 @@ pub(super) fn for_each_segment(
     catalog: &Catalog,
     monitor: &dyn Monitor,
     each: &mut dyn FnMut(SegmentId, &Segment) -> Result<()>,
-) -> Result<Vec<SegmentId>> {
-    let mut unreadable = Vec::new();
+) -> Result<Spare> {
+    let mut spare = Spare::default();
     for id in repository.segments()? {
         monitor.check()?;
         match repository.load_segment(id) {
-            Ok(segment) if catalog.ended(segment.owner) == Some(Ended::Committed) => each(id, &segment)?,
-            Ok(_) => {}
-            Err(Error::Malformed { .. }) => unreadable.push(id),
+            Ok(segment) => match catalog.ended(segment.owner) {
+                Some(Ended::Committed) => each(id, &segment)?,
+                Some(Ended::Aborted) => spare.aborted.push(id),
+                // at work, or it is not known what became of it
+                Some(Ended::Unreadable) | None => {}
+            },
+            Err(Error::Malformed { .. }) => spare.unreadable.push(id),
             Err(error) => return Err(error),
         }
     }
-    Ok(unreadable)
+    Ok(spare)
 }
 
 /// Refuses to go on if a segment that cannot be read may be what speaks of a pack. Where every pack is spoken of by

@@ -11,7 +11,7 @@ use crate::format::name::ObjectName;
 use crate::format::node::ChunkKind;
 use crate::format::point::PointRecord;
 use crate::format::session::{Outcome, SessionKind};
-use crate::id::{ChunkId, PackId};
+use crate::id::{ChunkId, PackId, SessionId};
 use crate::monitor::Monitor;
 use crate::ops::backup::{ImageInput, open_image_input};
 use crate::repo::Repository;
@@ -98,7 +98,13 @@ fn repair_round(
     options: &PacksOptions<'_>,
     monitor: &dyn Monitor,
 ) -> Result<PacksReport> {
-    let session = Session::begin(repository, SessionKind::Repair)?;
+    // a dry run puts nothing, so it need not be registered
+    let session = match options.dry_run {
+        true => None,
+        false => Some(Session::begin(repository, SessionKind::Repair)?),
+    };
+    let owner = session.as_ref().map_or(SessionId::from_bytes([0; 16]), Session::id);
+    let end = |session: Option<Session>| session.map_or(Ok(()), |session| session.commit(&Outcome::Done));
     let (catalog, view) = repository.refresh(monitor)?;
     let reader = ChunkReader::new(repository, &view);
     let records: Vec<&PointRecord> = catalog.points().iter().map(|entry| &entry.record).collect();
@@ -107,9 +113,9 @@ fn repair_round(
     monitor.finish(task);
     let mut report = PacksReport { lacking: lacking.chunks.len() as u64, ..PacksReport::default() };
     if lacking.chunks.is_empty() {
-        return session.commit(&Outcome::Done).map(|()| report);
+        return end(session).map(|()| report);
     }
-    let ((), written) = write_session(repository, &reader, session.id(), |writer| {
+    let ((), written) = write_session(repository, &reader, owner, |writer| {
         let mut recovery =
             Recovery { repository, lacking: &mut lacking, writer, monitor, dry_run: options.dry_run };
         report.from_copies = recovery.read_copies(&reader)?;
@@ -124,7 +130,7 @@ fn repair_round(
         Ok(())
     })?;
     report.stored_bytes = written.data_bytes + written.metadata_bytes;
-    session.commit(&Outcome::Done)?;
+    end(session)?;
     Ok(report)
 }
 

@@ -91,6 +91,8 @@ fn verify_pack(scope: &Scope<'_>, pack: &SegmentPack, chunks: &[&SegmentChunk]) 
         Err(error @ Error::Io { .. }) if repository.storage().len(ObjectName::Config).is_err() => {
             return Err(error);
         }
+        // nor is what this process may not do, or has no room for
+        Err(error) if error.is_local() => return Err(error),
         Err(error) => {
             verdict.problem = Some(describe(&error));
             verdict.all_bad = true;

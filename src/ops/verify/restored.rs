@@ -1,7 +1,7 @@
 //! Restoring into a hash: what a restore would write is there, in order, every byte once.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 
 use serde::Serialize;
 
@@ -73,15 +73,23 @@ pub(super) fn restore_points(
     Ok(())
 }
 
-/// Puts pieces in order and hashes them. Holds what comes early: as much as is in flight.
+/// Content that may come before its turn; who brings more waits. Bytes.
+const MAX_EARLY: usize = 32 << 20;
+
+/// Puts pieces in order and hashes them. Batches are taken up in the order of the disk, so that somebody is always at
+/// work on the one whose turn it is, and need not wait.
 struct Hash {
     state: Mutex<State>,
+    moved: Condvar,
 }
 
 struct State {
     hasher: blake3::Hasher,
     position: u64,
     early: BTreeMap<u64, Piece>,
+    /// Bytes of content in them.
+    early_len: usize,
+    is_stopped: bool,
 }
 
 enum Piece {
@@ -91,20 +99,38 @@ enum Piece {
 
 impl Hash {
     fn new() -> Self {
-        let state = State { hasher: blake3::Hasher::new(), position: 0, early: BTreeMap::new() };
-        Self { state: Mutex::new(state) }
+        let state = State {
+            hasher: blake3::Hasher::new(),
+            position: 0,
+            early: BTreeMap::new(),
+            early_len: 0,
+            is_stopped: false,
+        };
+        Self { state: Mutex::new(state), moved: Condvar::new() }
     }
 
     fn take(&self, offset: u64, piece: Piece) -> Result<()> {
         let mut state = self.state.lock().map_err(|_| Error::Cancelled)?;
+        // zeroes take no memory, and who brings them may hold the content before them
+        if let Piece::Data(bytes) = &piece {
+            let must_wait = |state: &mut State| {
+                offset > state.position && state.early_len + bytes.len() > MAX_EARLY && !state.is_stopped
+            };
+            state = self.moved.wait_while(state, must_wait).map_err(|_| Error::Cancelled)?;
+            state.early_len += bytes.len();
+        }
+        if state.is_stopped {
+            return Err(Error::Cancelled);
+        }
         if offset < state.position || state.early.insert(offset, piece).is_some() {
             return Err(Error::Damaged(format!("byte {offset} is mapped twice")));
         }
-        let State { hasher, position, early } = &mut *state;
+        let State { hasher, position, early, early_len, .. } = &mut *state;
         while let Some(piece) = early.remove(position) {
             *position += match piece {
                 Piece::Data(bytes) => {
                     hasher.update(&bytes);
+                    *early_len -= bytes.len();
                     bytes.len() as u64
                 }
                 Piece::Zero(len) => {
@@ -113,6 +139,7 @@ impl Hash {
                 }
             };
         }
+        self.moved.notify_all();
         Ok(())
     }
 
@@ -148,5 +175,50 @@ impl Sink for Hash {
 
     fn zero(&self, range: ByteRange) -> Result<()> {
         self.take(range.start(), Piece::Zero(range.len()))
+    }
+
+    fn stop(&self) {
+        if let Ok(mut state) = self.state.lock() {
+            state.is_stopped = true;
+        }
+        self.moved.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PIECE: usize = 8 << 20;
+
+    #[test]
+    fn what_comes_early_waits_for_its_turn() {
+        let hash = Hash::new();
+        std::thread::scope(|scope| {
+            // the last piece waits: before it there is as much as may come early
+            let late = scope.spawn(|| {
+                (1..=5).try_for_each(|n| hash.take((n * PIECE) as u64, Piece::Data(vec![n as u8; PIECE])))
+            });
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            assert!(hash.state.lock().unwrap().early_len <= MAX_EARLY);
+            assert!(!late.is_finished());
+            hash.take(0, Piece::Data(vec![0; PIECE])).unwrap();
+            late.join().unwrap().unwrap();
+        });
+        let expected: Vec<u8> = (0..6).flat_map(|n| vec![n; PIECE]).collect();
+        assert_eq!(hash.finish(expected.len() as u64).unwrap(), blake3::hash(&expected).to_hex().to_string());
+    }
+
+    #[test]
+    fn nobody_waits_for_what_does_not_come() {
+        let hash = Hash::new();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                (1..=5).try_for_each(|n| hash.take((n * PIECE) as u64, Piece::Data(vec![1; PIECE])))
+            });
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            hash.stop();
+            assert!(matches!(waiting.join().unwrap(), Err(Error::Cancelled)));
+        });
     }
 }
