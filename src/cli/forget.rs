@@ -308,7 +308,7 @@ fn print(
     match together {
         None => app.output.line(&format!("forgot {count}")),
         Some(freed) => app.output.line(&format!(
-            "would forget {count}; {} of content, about {} as stored, would be free after a prune",
+            "would forget {count}; {} of content, about {} as stored, would be free after `vmkeep prune --max-unused 0`",
             units::size(freed.content_bytes),
             units::size(freed.stored_bytes)
         )),

@@ -163,8 +163,12 @@ fn points(app: &App, work: &Work, dry_run: bool) -> Result<Exit> {
             true => format!("{}: its outcome is lost; it would be made anew", id.short()),
             false => format!("{}: its outcome was lost, and was made anew", id.short()),
         }))
+        .chain(report.removed.iter().map(|name| match dry_run {
+            true => format!("{name}: cannot be read and made no point; it would be removed"),
+            false => format!("{name}: could not be read and made no point; removed"),
+        }))
         .chain(
-            (report.points.is_empty() && report.brought_back.is_empty())
+            (report.points.is_empty() && report.brought_back.is_empty() && report.removed.is_empty())
                 .then(|| "no point is known to have lost anything".to_owned()),
         )
         .collect();

@@ -13,16 +13,19 @@ use crate::format::point::PointRecord;
 use crate::id::{ChunkId, PointId, SessionId};
 use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::Monitor;
+use crate::repo::catalog::Ended;
 use crate::repo::reader::ChunkReader;
 use crate::repo::{Catalog, Repository};
 
 /// Entries that are looked up together.
 const BATCH_ENTRIES: usize = 1024;
 
-/// A point without an outcome.
+/// A point without an outcome, or with one that cannot be read.
 #[derive(Debug, Clone)]
 pub(super) struct LostPoint {
     pub record: PointRecord,
+    /// There is an outcome, which cannot be read.
+    pub is_unreadable: bool,
     /// Everything that it needs is somewhere in the repository.
     pub is_complete: bool,
 }
@@ -42,11 +45,15 @@ pub(super) fn find(
         monitor.check()?;
         let Some(record) = read_record(reader, id)? else { continue };
         let session = SessionId::from(record.id);
-        if catalog.is_swept(record.id) || found.contains_key(&record.id) || !is_lost(repository, session)? {
+        if catalog.is_swept(record.id) || found.contains_key(&record.id) {
+            continue;
+        }
+        let is_unreadable = catalog.ended(session) == Some(Ended::Unreadable);
+        if !is_unreadable && !is_lost(repository, session)? {
             continue;
         }
         let is_complete = is_complete(repository, reader, &record, monitor)?;
-        found.insert(record.id, LostPoint { record, is_complete });
+        found.insert(record.id, LostPoint { record, is_unreadable, is_complete });
     }
     Ok(found.into_values().collect())
 }

@@ -10,6 +10,7 @@ use vmkeep::format::point::PointRecord;
 use vmkeep::monitor::Recorder;
 use vmkeep::ops::RequestedLevel;
 use vmkeep::ops::backup::{ImageBackupOptions, ImageInput, backup_image};
+use vmkeep::ops::forget::forget;
 use vmkeep::ops::prune::{PruneOptions, prune};
 use vmkeep::ops::repair::repair_points;
 use vmkeep::ops::restore::{ImageFormat, OnDamage, RestoreOptions, RestoreOutput, restore};
@@ -268,6 +269,44 @@ fn a_lost_outcome_is_noticed_and_made_anew() {
         assert_eq!(small.check_restores(), 2);
         assert!(!small.is_found());
     }
+}
+
+/// An outcome that cannot be read is found and made anew from the copy of the record; what made no point is removed, so that
+/// a prune can go on.
+#[test]
+fn an_unreadable_outcome_is_made_anew_or_removed() {
+    let small = Small::new();
+    let points: Vec<ObjectName> =
+        small.objects().into_iter().filter(|name| name.folder() == Some(Folder::Outcomes)).collect();
+    let break_it = |name| {
+        small.storage.tamper(name, |mut bytes| {
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+            Some(bytes)
+        });
+        assert!(small.is_found(), "{name}");
+        let repository = small.open().unwrap();
+        assert!(prune(&repository, &PruneOptions::default(), &Recorder::new()).is_err(), "{name}");
+        repair_points(&repository, false, &Recorder::new()).unwrap()
+    };
+    for name in points {
+        assert_eq!(break_it(name).brought_back.len(), 1, "{name}");
+        assert_eq!(small.check_restores(), 2);
+    }
+    // a session that stored nothing: of a tombstone, that is, and the tombstone itself
+    let repository = small.open().unwrap();
+    let before: Vec<ObjectName> = small.objects();
+    let oldest = repository.catalog(&Recorder::new()).unwrap().points()[0].record.id;
+    forget(&repository, &[oldest], "a test", false, &Recorder::new()).unwrap();
+    let new: Vec<ObjectName> = small.objects().into_iter().filter(|name| !before.contains(name)).collect();
+    assert_eq!(new.len(), 2, "{new:?}");
+    let tombstone = new.iter().find(|name| name.folder() == Some(Folder::Tombstones)).unwrap();
+    assert_eq!(break_it(*tombstone).removed, [tombstone.to_string()]);
+    let outcome = new.iter().find(|name| name.folder() == Some(Folder::Outcomes)).unwrap();
+    assert_eq!(break_it(*outcome).removed, [outcome.to_string()]);
+    assert_eq!(small.check_restores(), 2);
+    prune(&small.open().unwrap(), &PruneOptions::default(), &Recorder::new()).unwrap();
+    assert!(!small.is_found());
 }
 
 /// What a verify says is lost is what cannot be restored: no more, no less.

@@ -353,7 +353,8 @@ fn refuse_unreadable(catalog: &Catalog) -> Result<()> {
     match catalog.problems().first() {
         None => Ok(()),
         Some((name, problem)) => Err(Error::Damaged(format!(
-            "{name} cannot be read ({problem}); nothing is deleted while it is not known what it names"
+            "{name} cannot be read ({problem}); nothing is deleted while it is not known what it names: see \
+             `vmkeep repair points`"
         ))),
     }
 }

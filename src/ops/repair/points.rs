@@ -1,19 +1,21 @@
 //! Points of which something stays lost: a copy that says what, and is whole otherwise.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use crate::error::{Context, Error, Result};
 use crate::extent::ByteRange;
 use crate::format::codec;
 use crate::format::limits::MAX_CHUNK_LEN;
-use crate::format::name::ObjectName;
+use crate::format::name::{Folder, ObjectName};
 use crate::format::node::{ChunkKind, LeafEntry};
 use crate::format::point::{DiskRecord, FileRecord, Manifest, PointRecord, PointStats};
 use crate::format::session::{Outcome, SessionKind};
 use crate::id::{ChunkId, PointId};
 use crate::manifest::{EntryRef, NodeAt, TreeWriter, Visitor, walk};
 use crate::monitor::Monitor;
-use crate::ops::lost_points;
+use crate::ops::lost_points::{self, LostPoint};
 use crate::ops::record::check_marks;
 use crate::repo::heal::find_lost;
 use crate::repo::reader::ChunkReader;
@@ -47,6 +49,8 @@ pub struct PointsReport {
     pub points: Vec<RepairedPoint>,
     /// Points whose outcome was lost, and is there again, made of a copy of the record. Its numbers are gone.
     pub brought_back: Vec<PointId>,
+    /// Outcomes and tombstones that could not be read and were removed: they made no point.
+    pub removed: Vec<String>,
     pub dry_run: bool,
 }
 
@@ -56,7 +60,8 @@ pub struct PointsReport {
 /// # Errors
 /// Those of the storage; [`Error::Fenced`] by a prune.
 pub fn repair_points(repository: &Repository, dry_run: bool, monitor: &dyn Monitor) -> Result<PointsReport> {
-    let mut report = PointsReport { points: Vec::new(), brought_back: Vec::new(), dry_run };
+    let mut report =
+        PointsReport { points: Vec::new(), brought_back: Vec::new(), removed: Vec::new(), dry_run };
     let (catalog, view) = repository.refresh(monitor)?;
     let reader = ChunkReader::new(repository, &view);
     for lost in lost_points::find(repository, &catalog, &reader, monitor)? {
@@ -65,9 +70,10 @@ pub fn repair_points(repository: &Repository, dry_run: bool, monitor: &dyn Monit
         }
         report.brought_back.push(lost.record.id);
         if !dry_run {
-            bring_back(repository, lost.record)?;
+            bring_back(repository, lost)?;
         }
     }
+    report.removed = remove_unreadable(repository, &catalog, &report.brought_back, dry_run, monitor)?;
     for entry in catalog.points() {
         let record = &entry.record;
         if is_repaired(&catalog, record) {
@@ -97,15 +103,65 @@ pub fn repair_points(repository: &Repository, dry_run: bool, monitor: &dyn Monit
 }
 
 /// Puts a lost outcome again: what the session stored counts once more.
-fn bring_back(repository: &Repository, record: PointRecord) -> Result<()> {
-    let name = ObjectName::Outcome(record.id.into());
-    let outcome = Outcome::Point { record: Box::new(record), stats: PointStats::default() };
+fn bring_back(repository: &Repository, lost: LostPoint) -> Result<()> {
+    let name = ObjectName::Outcome(lost.record.id.into());
+    let outcome = Outcome::Point { record: Box::new(lost.record), stats: PointStats::default() };
     let bytes = outcome.to_object(repository.id()).map_err(|fault| Error::malformed(name, fault))?;
+    if lost.is_unreadable {
+        // cut off here, the outcome is one that is lost
+        repository.storage().delete(name)?;
+        repository.storage().sync_deletes(Folder::Outcomes)?;
+    }
     match repository.storage().put_new(name, &bytes) {
         // somebody has done it meanwhile
         Err(Error::Exists { .. }) => Ok(()),
         put => put,
     }
+}
+
+/// Removes outcomes and tombstones that cannot be read and cannot have made a point, because nothing in the repository was
+/// stored by their session: they would keep every prune from deleting anything. Points of a tombstone are shown again; a
+/// hold or a verification is not known any more.
+fn remove_unreadable(
+    repository: &Repository,
+    catalog: &Catalog,
+    brought_back: &[PointId],
+    dry_run: bool,
+    monitor: &dyn Monitor,
+) -> Result<Vec<String>> {
+    let storage = repository.storage();
+    let unreadable = |name: &ObjectName| match name {
+        ObjectName::Outcome(session) => !brought_back.contains(&PointId::from(*session)),
+        ObjectName::Tombstone(_) => true,
+        _ => false,
+    };
+    let mut names: Vec<ObjectName> =
+        catalog.problems().iter().map(|(name, _)| *name).filter(unreadable).collect();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut owners = HashSet::new();
+    for id in repository.segments()? {
+        monitor.check()?;
+        match repository.load_segment(id) {
+            Ok(segment) => drop(owners.insert(segment.owner)),
+            Err(Error::NotFound { .. }) => {}
+            // it may be of any of them
+            Err(_) => return Ok(Vec::new()),
+        }
+    }
+    // a sweep whose mark is there may not be carried out yet
+    owners.extend(storage.list(Folder::Marks)?.iter().filter_map(|listed| match listed.name {
+        ObjectName::Mark(session) => Some(session),
+        _ => None,
+    }));
+    names.retain(|name| !matches!(name, ObjectName::Outcome(session) if owners.contains(session)));
+    if !dry_run {
+        names.iter().try_for_each(|name| storage.delete(*name))?;
+        storage.sync_deletes(Folder::Tombstones)?;
+        storage.sync_deletes(Folder::Outcomes)?;
+    }
+    Ok(names.iter().map(ToString::to_string).collect())
 }
 
 /// Returns true if a point is a repaired one, or there is one for it.
