@@ -26,7 +26,7 @@ use crate::format::name::{Folder, ObjectName};
 use crate::format::point::PointRecord;
 use crate::format::segment::Segment;
 use crate::format::session::{Mark, Outcome, SessionKind};
-use crate::id::{PackId, PointId, SegmentId};
+use crate::id::{ChunkId, PackId, PointId, SegmentId};
 use crate::monitor::Monitor;
 use crate::ops::lost_points;
 use crate::repo::reader::ChunkReader;
@@ -254,8 +254,9 @@ fn choose_all(
     let mut live = Live::of(repository, &reader, records, monitor)?;
     let mut uses: HashMap<PackId, PackUse> = HashMap::new();
     let mut small = HashSet::new();
+    let healed = healed(repository, catalog, view, monitor)?;
     let spare = for_each_segment(repository, catalog, monitor, &mut |id, segment| {
-        add_uses(segment, view, &mut live, &mut uses);
+        add_uses(segment, view, &healed, &mut live, &mut uses);
         if segment.chunks.len() < SEGMENT_TARGET_CHUNKS / 4 {
             small.insert(id);
         }
@@ -307,14 +308,57 @@ fn droppable(repository: &Repository, catalog: &Catalog) -> Vec<PointId> {
     forgotten.filter(|id| catalog.held(*id, now_ms).is_none()).collect()
 }
 
-/// Counts what of a segment's packs is needed there. A copy beyond those needed is not; a pack that is not there any
-/// more has nothing, so that what speaks of it goes too.
-fn add_uses(segment: &Segment, view: &View, live: &mut Live, uses: &mut HashMap<PackId, PackUse>) {
+/// Returns the chunks that are recorded as damaged somewhere and have a good copy elsewhere.
+fn healed(
+    repository: &Repository,
+    catalog: &Catalog,
+    view: &View,
+    monitor: &dyn Monitor,
+) -> Result<HashSet<ChunkId>> {
+    let (mut condemned, mut healed) = (HashSet::new(), HashSet::new());
+    if !view.has_damage() {
+        return Ok(healed);
+    }
+    let each = |take: &mut dyn FnMut(ChunkId, PackId)| {
+        let all = &mut |_, segment: &Segment| {
+            for chunk in &segment.chunks {
+                if let Some(pack) = segment.packs.get(chunk.pack as usize) {
+                    take(chunk.id, pack.id);
+                }
+            }
+            Ok(())
+        };
+        for_each_segment(repository, catalog, monitor, all).map(drop)
+    };
+    each(&mut |id, pack| {
+        if view.is_condemned(pack, &id) {
+            condemned.insert(id);
+        }
+    })?;
+    each(&mut |id, pack| {
+        if condemned.contains(&id) && view.packs().contains_key(&pack) && !view.is_condemned(pack, &id) {
+            healed.insert(id);
+        }
+    })?;
+    Ok(healed)
+}
+
+/// Counts what of a segment's packs is needed there. A copy beyond those needed is not, nor a damaged one of what has
+/// healed; a pack that is not there any more has nothing, so that what speaks of it goes too.
+fn add_uses(
+    segment: &Segment,
+    view: &View,
+    healed: &HashSet<ChunkId>,
+    live: &mut Live,
+    uses: &mut HashMap<PackId, PackUse>,
+) {
     let mut counted: Vec<Option<(u64, u64)>> =
         segment.packs.iter().map(|pack| (!uses.contains_key(&pack.id)).then_some((0, 0))).collect();
     for chunk in &segment.chunks {
-        let there =
-            segment.packs.get(chunk.pack as usize).is_some_and(|pack| view.packs().contains_key(&pack.id));
+        let there = segment.packs.get(chunk.pack as usize).is_some_and(|pack| {
+            let spoiled = healed.contains(&chunk.id) && view.is_condemned(pack.id, &chunk.id);
+            view.packs().contains_key(&pack.id) && !spoiled
+        });
         if let (true, Some(Some((raw, needed)))) = (there, counted.get_mut(chunk.pack as usize)) {
             *raw += u64::from(chunk.len);
             if live.found(&chunk.id) {

@@ -7,6 +7,7 @@ use crate::monitor::Recorder;
 use crate::ops::RequestedLevel;
 use crate::ops::backup::tests::{World, environment, write};
 use crate::ops::forget::forget;
+use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Listed, Storage};
 
@@ -202,4 +203,32 @@ fn a_missing_live_chunk_stops_it() {
     assert!(lost.is_err(), "{lost:?} with {:?}", last.id);
     let after = storage.list(Folder::Packs).unwrap();
     assert!(before.iter().all(|listed| after.contains(listed)), "something was deleted");
+}
+
+/// Of two copies the damaged one goes, whichever segment comes first in their order, which is random.
+#[test]
+fn the_copy_that_healed_stays() {
+    for _ in 0..6 {
+        let storage = MemoryStorage::new();
+        let mut world = World::on(storage.clone(), &[8 << 20]);
+        write(&mut world, 0, 1 << 20, 1);
+        world.backup(RequestedLevel::Is(Level::Full));
+        let before = storage.list(Folder::Packs).unwrap();
+        let largest = before.iter().max_by_key(|listed| listed.len).unwrap();
+        storage.tamper(largest.name, |mut bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            Some(bytes)
+        });
+        let options = VerifyOptions { level: VerifyLevel::Data, record: true, ..VerifyOptions::default() };
+        assert!(!verify(&world.repository, &options, &Recorder::new()).unwrap().damaged_points.is_empty());
+        assert!(world.backup(RequestedLevel::Auto).stats.new_bytes > 0, "nothing healed");
+        let is_new = |listed: &&Listed| !before.contains(listed);
+        let new: Vec<Listed> = storage.list(Folder::Packs).unwrap().iter().filter(is_new).copied().collect();
+        let thrifty = PruneOptions { max_repack_bytes: 0, ..PruneOptions::default() };
+        prune(&world.repository, &thrifty, &Recorder::new()).unwrap();
+        let after = storage.list(Folder::Packs).unwrap();
+        assert!(new.iter().all(|listed| after.contains(listed)), "what healed was deleted");
+        world.check_reads();
+    }
 }

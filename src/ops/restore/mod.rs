@@ -113,8 +113,17 @@ pub fn restore(
         let (disk, size, data_bytes) = (disk.target.clone(), disk.manifest.size, read.data_bytes);
         let missing: Vec<(u64, u64)> =
             read.missing.iter().map(|range| (range.start(), range.len())).collect();
-        if let (false, RestoreOutput::Directory(dir)) = (missing.is_empty(), &options.output) {
-            let map = dir.join(format!("{disk}.missing"));
+        let map = match &options.output {
+            RestoreOutput::Directory(dir) => Some(dir.join(format!("{disk}.missing"))),
+            // beside the file; there is no place beside a device
+            RestoreOutput::Targets(_) if path.is_file() => {
+                let mut name = path.clone().into_os_string();
+                name.push(".missing");
+                Some(name.into())
+            }
+            RestoreOutput::Targets(_) => None,
+        };
+        if let (false, Some(map)) = (missing.is_empty(), map) {
             target::write_small_file(&map, missing_map(&missing).as_bytes(), options.force)?;
             report.files.push(map);
         }
