@@ -20,6 +20,9 @@ use crate::format::name::{Folder, ObjectName};
 /// Where files live that have no name yet.
 const TEMPORARY: &str = "tmp";
 
+/// How often an object is written again whose file was removed before it had its name.
+const MAX_TRIES: u32 = 3;
+
 /// Distinguishes the temporary files of one process.
 static NEXT_TEMPORARY: AtomicU64 = AtomicU64::new(0);
 
@@ -252,11 +255,19 @@ impl Storage for LocalStorage {
     fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
         let path = self.path(name);
         let directory = self.directory(name, &path)?;
-        let mut temporary = self.write_temporary(name, bytes, true)?;
-        match name_new(&mut temporary, &path) {
-            Ok(true) => sync_directory(&directory),
-            Ok(false) => Err(Error::Exists { object: self.object(name) }),
-            Err(error) => Err(Error::io("create", self.object(name), error)),
+        let mut tries = 0..MAX_TRIES;
+        loop {
+            let mut temporary = self.write_temporary(name, bytes, true)?;
+            let error = match name_new(&mut temporary, &path) {
+                Ok(true) => return sync_directory(&directory),
+                Ok(false) => return Err(Error::Exists { object: self.object(name) }),
+                Err(error) => error,
+            };
+            // a prune took this program for dead and removed the file; its outcome will say so if it is
+            let is_removed = error.kind() == ErrorKind::NotFound && !temporary.path.exists();
+            if !is_removed || tries.next().is_none() {
+                return Err(Error::io("create", self.object(name), error));
+            }
         }
     }
 
