@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import time
 
@@ -44,9 +43,8 @@ class Domain:
 
     name = "db"
 
-    def __init__(self, lab, data, work):
+    def __init__(self, lab, data):
         self.lab, self.data = lab, data
-        self.template = os.path.join(work, "db.T0.qcow2")
         self.image = os.path.join(lab.folder, "img", f"{self.name}-vda.qcow2")
         self.defined = False
 
@@ -55,10 +53,8 @@ class Domain:
 
     def start_at_first(self):
         first = os.path.join(self.data, "db.T0.raw")
-        if not os.path.exists(self.template):
-            output(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", first, self.template])
         self.remove()
-        shutil.copy(self.template, self.image)
+        output(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", first, self.image])
         self.lab.call("define", self.name, f"vda:qcow2:{os.path.getsize(first)}")
         self.defined = True
         self.lab.rest(self.name)

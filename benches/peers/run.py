@@ -21,7 +21,7 @@ def history(options, results, lab, folder):
     found, missing = peers(folder, options.tools)
     for text in missing:
         say(f"left out: {text}")
-    domain = Domain(lab, options.data, folder)
+    domain = Domain(lab, options.data)
     tools = [Vmkeep(folder, options.vmkeep, domain), VmkeepFile(folder, options.vmkeep), *found]
     if options.tools:
         tools = [tool for tool in tools if tool.name in options.tools]
