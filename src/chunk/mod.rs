@@ -12,7 +12,7 @@ mod pack;
 mod salvage;
 
 pub use cutter::Cutter;
-pub use frame::{EncodedFrame, FrameBuilder, FramedChunk, RawChunk, RawFrame, open_frame};
+pub use frame::{EncodedFrame, FrameBuilder, FramedChunk, RawChunk, RawFrame, open_frame, open_frame_into};
 pub use hasher::IdHasher;
 pub use pack::{FinishedPack, PackBuilder, read_pack_table};
 pub use salvage::{Salvage, SalvagedFrame};

@@ -257,7 +257,7 @@ fn compress(
     level: i32,
     failure: &FirstFailure,
 ) {
-    for job in frames {
+    for mut job in frames {
         match job.frame.encode(level) {
             Ok(frame) => {
                 let job = Job { sequence: job.sequence, kind: job.kind, frame };
