@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::buffer::spare_capacity;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use super::{Address, Options};
@@ -106,22 +107,24 @@ impl Wire {
         monitor: &dyn Monitor,
     ) -> Result<Vec<u8>> {
         let mut buffer = Vec::with_capacity(len);
+        if buffer.capacity() > len {
+            // in more room than was asked for, a part of the next message could get in
+            buffer.resize(len, 0);
+            self.read_exact(&mut buffer, what, monitor)?;
+            return Ok(buffer);
+        }
         let mut since = Instant::now();
         while buffer.len() < len {
             self.check(monitor)?;
-            let before = buffer.len();
-            let limit = u64::try_from(len - before).unwrap_or(u64::MAX);
-            let outcome = match &mut self.stream {
-                Stream::Unix(stream) => Read::take(stream, limit).read_to_end(&mut buffer),
-                Stream::Tcp(stream) => Read::take(stream, limit).read_to_end(&mut buffer),
+            let room = spare_capacity(&mut buffer);
+            let outcome = match &self.stream {
+                Stream::Unix(stream) => rustix::io::read(stream, room),
+                Stream::Tcp(stream) => rustix::io::read(stream, room),
             };
-            if buffer.len() > before {
-                since = Instant::now();
-            }
             match outcome {
-                Ok(_) if buffer.len() < len => return Err(self.closed(what)),
-                Ok(_) => {}
-                Err(error) => self.consider(error, since, what, monitor)?,
+                Ok(0) => return Err(self.closed(what)),
+                Ok(_) => since = Instant::now(),
+                Err(errno) => self.consider(errno.into(), since, what, monitor)?,
             }
         }
         Ok(buffer)

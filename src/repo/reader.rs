@@ -1,6 +1,6 @@
 //! Reading chunks: index, pack range, decompression, and the check of every chunk against its id.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -19,6 +19,22 @@ use crate::manifest::NodeReader;
 const FRAME_CACHE_LEN: usize = 48 << 20;
 /// Decoded nodes that a reader keeps; a leaf has about 2 KiB.
 const NODE_CACHE_COUNT: usize = 4096;
+
+/// Memory of so many dropped frames is kept for the next ones.
+const MAX_SPARE_FRAMES: usize = 8;
+/// What of a pack is fetched ahead of a reader that reads it in order, bytes.
+const AHEAD_LEN: u64 = 4 << 20;
+/// Packs of which it is known how far they were read; 48 bytes each.
+const MAX_AHEAD_PACKS: usize = 4096;
+
+/// How far a pack was read and fetched, bytes.
+#[derive(Debug, Default)]
+struct Ahead {
+    /// Frames that were read in order.
+    frames: u32,
+    read_to: u64,
+    fetched_to: u64,
+}
 
 /// The bytes of a chunk, inside the frame that they came in.
 #[derive(Debug, Clone)]
@@ -62,6 +78,8 @@ impl std::ops::Deref for ChunkBytes {
 #[derive(Debug)]
 struct Recent<K, V> {
     entries: HashMap<K, (V, u64, usize)>,
+    /// Keys by when they were used.
+    ages: BTreeMap<u64, K>,
     clock: u64,
     weight: usize,
     limit: usize,
@@ -69,34 +87,38 @@ struct Recent<K, V> {
 
 impl<K: std::hash::Hash + Eq + Copy, V: Clone> Recent<K, V> {
     fn new(limit: usize) -> Self {
-        Self { entries: HashMap::new(), clock: 0, weight: 0, limit }
+        Self { entries: HashMap::new(), ages: BTreeMap::new(), clock: 0, weight: 0, limit }
     }
 
     fn get(&mut self, key: &K) -> Option<V> {
         self.clock += 1;
         let (value, used, _) = self.entries.get_mut(key)?;
+        self.ages.remove(used);
         *used = self.clock;
+        self.ages.insert(self.clock, *key);
         Some(value.clone())
     }
 
-    fn put(&mut self, key: K, value: V, weight: usize) {
+    /// Returns what had to make room.
+    fn put(&mut self, key: K, value: V, weight: usize) -> Vec<V> {
         self.clock += 1;
-        if let Some((_, _, old)) = self.entries.insert(key, (value, self.clock, weight)) {
-            self.weight -= old;
+        let mut dropped = Vec::new();
+        if let Some((old, used, weight)) = self.entries.insert(key, (value, self.clock, weight)) {
+            self.ages.remove(&used);
+            self.weight -= weight;
+            dropped.push(old);
         }
+        self.ages.insert(self.clock, key);
         self.weight += weight;
-        if self.weight > self.limit {
-            self.shrink();
+        while self.weight > self.limit
+            && let Some((_, key)) = self.ages.pop_first()
+        {
+            if let Some((old, _, weight)) = self.entries.remove(&key) {
+                self.weight -= weight;
+                dropped.push(old);
+            }
         }
-    }
-
-    /// Drops the older half at once, so that the scan is paid for by many puts.
-    fn shrink(&mut self) {
-        let mut ages: Vec<u64> = self.entries.values().map(|(_, used, _)| *used).collect();
-        ages.sort_unstable();
-        let Some(middle) = ages.get(ages.len() / 2).copied() else { return };
-        self.entries.retain(|_, (_, used, _)| *used > middle);
-        self.weight = self.entries.values().map(|(_, _, weight)| *weight).sum();
+        dropped
     }
 }
 
@@ -108,6 +130,9 @@ pub struct ChunkReader<'a> {
     repository: &'a Repository,
     view: &'a View,
     frames: Mutex<RecentFrames>,
+    /// Memory of frames that nobody has any more: new memory has to be cleared by the system first.
+    spare: Mutex<Vec<Vec<u8>>>,
+    ahead: Mutex<HashMap<PackId, Ahead>>,
     nodes: Mutex<Recent<ChunkId, Arc<Node>>>,
     last_resort: OnceLock<MemoryIndex>,
     /// Chunks of a running session, whose packs are not in the view.
@@ -143,6 +168,8 @@ impl<'a> ChunkReader<'a> {
             repository,
             view,
             frames: Mutex::new(Recent::new(FRAME_CACHE_LEN)),
+            spare: Mutex::default(),
+            ahead: Mutex::default(),
             nodes: Mutex::new(Recent::new(NODE_CACHE_COUNT)),
             last_resort: OnceLock::new(),
             own: None,
@@ -329,13 +356,46 @@ impl<'a> ChunkReader<'a> {
         }
         let name = ObjectName::Pack(pack);
         let len = FRAME_HEADER_LEN as u64 + u64::from(entry.stored_len);
+        self.fetch_ahead(pack, entry);
         let bytes = self.repository.storage().get_range(name, u64::from(entry.offset), len)?;
-        let plain = chunk::open_frame(&bytes, entry).map_err(|fault| Error::malformed(name, fault))?;
+        let mut plain = self.spare.lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
+        chunk::open_frame_into(&bytes, entry, &mut plain).map_err(|fault| Error::malformed(name, fault))?;
         let frame = Arc::new(plain);
-        if let Ok(mut cache) = self.frames.lock() {
-            cache.put(key, Arc::clone(&frame), frame.len());
+        let dropped = match self.frames.lock() {
+            Ok(mut cache) => cache.put(key, Arc::clone(&frame), frame.len()),
+            Err(_) => Vec::new(),
+        };
+        if let Ok(mut spare) = self.spare.lock() {
+            let free = dropped.into_iter().filter_map(|frame| Arc::try_unwrap(frame).ok());
+            let room = MAX_SPARE_FRAMES.saturating_sub(spare.len());
+            spare.extend(free.take(room));
         }
         Ok(frame)
+    }
+
+    /// Has the storage fetch what stands behind a frame, where frames are read one after the other.
+    fn fetch_ahead(&self, pack: PackId, entry: &FrameEntry) {
+        let Ok(mut packs) = self.ahead.lock() else { return };
+        if packs.len() >= MAX_AHEAD_PACKS {
+            packs.clear();
+        }
+        let (start, end) = (u64::from(entry.offset), entry.end());
+        let ahead = packs.entry(pack).or_default();
+        // several threads read near to each other
+        if ahead.frames > 0 && !(ahead.read_to.saturating_sub(AHEAD_LEN)..=ahead.fetched_to).contains(&start)
+        {
+            *ahead = Ahead::default();
+        }
+        ahead.frames += 1;
+        ahead.read_to = ahead.read_to.max(end);
+        ahead.fetched_to = ahead.fetched_to.max(end);
+        // the first frame that is read of a pack may be the only one
+        if ahead.frames > 1 && ahead.fetched_to < ahead.read_to + AHEAD_LEN / 2 {
+            let from = ahead.fetched_to;
+            ahead.fetched_to = from + AHEAD_LEN;
+            drop(packs);
+            self.repository.storage().prefetch(ObjectName::Pack(pack), from, AHEAD_LEN);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -184,9 +184,7 @@ impl DiskSource for ImageFile {
                 monitor.check()?;
                 let end = range.end().min((start / READ_WINDOW + 1) * READ_WINDOW);
                 let Some(part) = ByteRange::between(start, end) else { break };
-                let mut bytes = vec![0; usize::try_from(part.len()).unwrap_or(0)];
-                self.file
-                    .read_exact_at(&mut bytes, start)
+                let bytes = read_new(&self.file, part)
                     .map_err(|error| Error::io("read", self.path.display(), error))?;
                 sink(part, Payload::Data(bytes))?;
                 start = end;
@@ -194,6 +192,23 @@ impl DiskSource for ImageFile {
         }
         Ok(())
     }
+}
+
+/// Reads a range into new memory, which need not be filled with zeroes before.
+fn read_new(file: &File, range: ByteRange) -> std::io::Result<Vec<u8>> {
+    let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let offset = range.start() + bytes.len() as u64;
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), offset) {
+            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    // there may be more room than was asked for
+    bytes.truncate(len);
+    Ok(bytes)
 }
 
 /// An image with its server: the connection is closed before the server is ended.

@@ -5,12 +5,14 @@
 //! and one whose `put_new` returned is there.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::io::ErrorKind;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{CWD, OFlags, RenameFlags};
+use rustix::buffer::spare_capacity;
+use rustix::fs::{Advice, CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::{Leftover, Listed, Storage, direct};
@@ -243,6 +245,25 @@ fn name_new(temporary: &mut Temporary, path: &Path) -> std::io::Result<bool> {
     }
 }
 
+/// Reads at most `len` bytes from `offset` in place of what `bytes` held, fewer where the file ends. Returns how many.
+fn read_up_to(file: &File, offset: u64, len: u64, bytes: &mut Vec<u8>) -> std::io::Result<u64> {
+    bytes.clear();
+    let wanted = usize::try_from(len).unwrap_or(usize::MAX);
+    bytes.reserve_exact(wanted);
+    while bytes.len() < wanted {
+        let position = offset + bytes.len() as u64;
+        // new memory need not be filled with zeroes before
+        match rustix::io::pread(file, spare_capacity(bytes), position) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    // memory that is used again may have more room
+    bytes.truncate(wanted);
+    Ok(bytes.len() as u64)
+}
+
 fn is_hexadecimal(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
@@ -280,35 +301,44 @@ impl Storage for LocalStorage {
     }
 
     fn get(&self, name: ObjectName, max_len: u64) -> Result<Vec<u8>> {
-        let (mut file, len) = self.open_object(name)?;
+        let mut bytes = Vec::new();
+        self.get_into(name, max_len, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn get_into(&self, name: ObjectName, max_len: u64, bytes: &mut Vec<u8>) -> Result<()> {
+        let (file, len) = self.open_object(name)?;
         if len > max_len {
             let fault = FormatFault::TooLarge { what: "its length", found: len, max: max_len };
             return Err(Error::malformed(self.object(name), fault));
         }
-        let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
         // objects do not grow: one byte more than it had is enough to notice one that does
-        (&mut file)
-            .take(max_len.saturating_add(1))
-            .read_to_end(&mut bytes)
+        let found = read_up_to(&file, 0, len + 1, bytes)
             .map_err(|error| Error::io("read", self.object(name), error))?;
-        if bytes.len() as u64 != len {
-            let fault = FormatFault::Truncated { found: bytes.len() as u64, needed: len };
+        if found != len {
+            let fault = FormatFault::Truncated { found, needed: len };
             return Err(Error::malformed(self.object(name), fault));
         }
-        Ok(bytes)
+        Ok(())
+    }
+
+    fn prefetch(&self, name: ObjectName, offset: u64, len: u64) {
+        // whoever reads it says what is wrong with it
+        let Ok((file, _)) = self.open_object(name) else { return };
+        let _ = rustix::fs::fadvise(&file, offset, NonZeroU64::new(len), Advice::WillNeed);
     }
 
     fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>> {
-        let (mut file, found) = self.open_object(name)?;
+        let (file, found) = self.open_object(name)?;
         let needed = offset.saturating_add(len);
+        let truncated = |found| Error::malformed(self.object(name), FormatFault::Truncated { found, needed });
         if needed > found {
-            return Err(Error::malformed(self.object(name), FormatFault::Truncated { found, needed }));
+            return Err(truncated(found));
         }
-        let failed = |error| Error::io("read", self.object(name), error);
-        file.seek(SeekFrom::Start(offset)).map_err(failed)?;
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-        file.read_exact(&mut bytes).map_err(failed)?;
-        Ok(bytes)
+        let mut bytes = Vec::new();
+        let read = read_up_to(&file, offset, len, &mut bytes)
+            .map_err(|error| Error::io("read", self.object(name), error))?;
+        if read < len { Err(truncated(offset + read)) } else { Ok(bytes) }
     }
 
     fn len(&self, name: ObjectName) -> Result<u64> {

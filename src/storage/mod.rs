@@ -58,6 +58,18 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// [`Error::Malformed`] if it is longer.
     fn get(&self, name: ObjectName, max_len: u64) -> Result<Vec<u8>>;
 
+    /// As [`Storage::get`], into memory that is used again; what it held is gone.
+    ///
+    /// # Errors
+    /// As [`Storage::get`].
+    fn get_into(&self, name: ObjectName, max_len: u64, bytes: &mut Vec<u8>) -> Result<()> {
+        *bytes = self.get(name, max_len)?;
+        Ok(())
+    }
+
+    /// Says that a part of an object will be read soon. A hint: nothing waits for it, and it cannot fail.
+    fn prefetch(&self, _name: ObjectName, _offset: u64, _len: u64) {}
+
     /// Returns exactly `len` bytes from `offset`; the caller bounds `len`.
     ///
     /// # Errors
