@@ -22,6 +22,7 @@ use serde::Serialize;
 use self::sample::{Sample, choose};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
+use crate::format::limits::SEGMENT_TARGET_CHUNKS;
 use crate::format::name::{Folder, ObjectName};
 use crate::format::segment::Segment;
 use crate::format::session::VerifiedLevel;
@@ -189,10 +190,7 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
     let mut bad = Bad::default();
     let scope =
         Scope { repository, catalog: &catalog, view: &view, wanted: wanted.as_ref(), level: options.level };
-    for id in repository.segments()? {
-        monitor.check()?;
-        verify_segment(&scope, id, monitor, &mut bad, &mut findings, &mut report)?;
-    }
+    verify_segments(&scope, monitor, &mut bad, &mut findings, &mut report)?;
     let reader = ChunkReader::new(repository, &view);
     if wanted.is_none() {
         check_folders(repository, &mut findings)?;
@@ -263,33 +261,44 @@ struct Scope<'a> {
     level: VerifyLevel,
 }
 
-fn verify_segment(
+/// Checks every segment that counts, and reads packs of several segments together: few of them would not keep all
+/// cores busy to their end.
+fn verify_segments(
     scope: &Scope<'_>,
-    id: SegmentId,
     monitor: &dyn Monitor,
     bad: &mut Bad,
     findings: &mut Findings,
     report: &mut VerifyReport,
 ) -> Result<()> {
-    let name = ObjectName::Segment(id);
-    let segment = match scope.repository.load_segment(id) {
-        Ok(segment) => segment,
-        Err(error @ Error::Malformed { .. }) => {
-            findings.at(name.to_string(), &error.to_string());
-            return Ok(());
+    let mut group: Vec<Segment> = Vec::new();
+    for id in scope.repository.segments()? {
+        monitor.check()?;
+        let Some(segment) = load_counted(scope, id, findings)? else { continue };
+        check_pack_list(&segment, scope, bad, findings, report);
+        if scope.level < VerifyLevel::Packs {
+            continue;
         }
+        group.push(segment);
+        if group.iter().map(|segment| segment.chunks.len()).sum::<usize>() >= SEGMENT_TARGET_CHUNKS {
+            packs::verify_packs(scope, &group, monitor, bad, findings, report)?;
+            group.clear();
+        }
+    }
+    packs::verify_packs(scope, &group, monitor, bad, findings, report)
+}
+
+/// Returns a segment if it is there, whole, and its owner has committed.
+fn load_counted(scope: &Scope<'_>, id: SegmentId, findings: &mut Findings) -> Result<Option<Segment>> {
+    match scope.repository.load_segment(id) {
+        Ok(segment) if scope.catalog.ended(segment.owner) == Some(Ended::Committed) => Ok(Some(segment)),
         // deleted by a prune since it was listed
-        Err(Error::NotFound { .. }) => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    if scope.catalog.ended(segment.owner) != Some(Ended::Committed) {
-        return Ok(());
+        Ok(_) | Err(Error::NotFound { .. }) => Ok(None),
+        Err(error @ Error::Malformed { .. }) => {
+            findings.at(ObjectName::Segment(id).to_string(), &error.to_string());
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
-    check_pack_list(&segment, scope, bad, findings, report);
-    if scope.level >= VerifyLevel::Packs {
-        packs::verify_packs(scope, &segment, monitor, bad, findings, report)?;
-    }
-    Ok(())
 }
 
 fn chosen_points<'a>(catalog: &'a Catalog, wanted: &[PointId]) -> Result<Vec<&'a PointEntry>> {

@@ -1,8 +1,9 @@
 //! Reading packs whole: bytes against the name, chunks against their ids.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::{Bad, Findings, Scope, VerifyLevel, VerifyReport};
 use crate::chunk;
@@ -26,36 +27,58 @@ struct PackVerdict {
     bytes: u64,
 }
 
-/// Reads every pack of a segment that is there, unless it was read before; several at once, each in one sweep.
+/// A pack to read, and what its segment says is in it.
+struct Job<'a> {
+    pack: &'a SegmentPack,
+    chunks: Vec<&'a SegmentChunk>,
+}
+
+/// Returns the wanted packs of segments that are there.
+fn jobs_of<'a>(scope: &Scope<'_>, segments: &'a [Segment]) -> Vec<Job<'a>> {
+    let mut jobs = Vec::new();
+    for segment in segments {
+        let mut by_pack: Vec<Vec<&SegmentChunk>> = vec![Vec::new(); segment.packs.len()];
+        for chunk in &segment.chunks {
+            if let Some(list) = by_pack.get_mut(chunk.pack as usize) {
+                list.push(chunk);
+            }
+        }
+        let packs = segment.packs.iter().zip(by_pack).filter(|(pack, _)| {
+            scope.view.packs().contains_key(&pack.id)
+                && scope.wanted.is_none_or(|wanted| wanted.contains(&pack.id))
+        });
+        jobs.extend(packs.map(|(pack, chunks)| Job { pack, chunks }));
+    }
+    jobs
+}
+
+/// Reads every wanted pack of some segments that is there; several at once, each in one sweep.
 pub(super) fn verify_packs(
     scope: &Scope<'_>,
-    segment: &Segment,
+    segments: &[Segment],
     monitor: &dyn Monitor,
     bad: &mut Bad,
     findings: &mut Findings,
     report: &mut VerifyReport,
 ) -> Result<()> {
-    let jobs: Vec<(usize, &SegmentPack)> = segment
-        .packs
-        .iter()
-        .enumerate()
-        .filter(|(_, pack)| scope.view.packs().contains_key(&pack.id))
-        .filter(|(_, pack)| scope.wanted.is_none_or(|wanted| wanted.contains(&pack.id)))
-        .collect();
-    let total = jobs.iter().map(|(_, pack)| pack.stored_len).sum();
-    let task = monitor.start("packs", total);
-    let mut by_pack: Vec<Vec<&SegmentChunk>> = vec![Vec::new(); segment.packs.len()];
-    for chunk in &segment.chunks {
-        if let Some(list) = by_pack.get_mut(chunk.pack as usize) {
-            list.push(chunk);
-        }
+    if segments.is_empty() {
+        return Ok(());
     }
+    let jobs = jobs_of(scope, segments);
+    let total = jobs.iter().map(|job| job.pack.stored_len).sum();
+    let task = monitor.start("packs", total);
     let verdicts: Mutex<Vec<(PackId, PackVerdict)>> = Mutex::new(Vec::new());
-    jobs.par_iter().try_for_each(|(number, pack)| {
+    let spare: Mutex<Vec<Memory>> = Mutex::default();
+    let jobs_ahead = Ahead { jobs: &jobs, next: AtomicUsize::new(0) };
+    (0..jobs.len()).into_par_iter().try_for_each(|_| {
         monitor.check()?;
-        let chunks = by_pack.get(*number).map(Vec::as_slice).unwrap_or_default();
-        let verdict = verify_pack(scope, pack, chunks)?;
+        let Some(Job { pack, chunks }) = jobs_ahead.take(scope) else { return Ok(()) };
+        let mut memory = spare.lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
+        let verdict = verify_pack(scope, pack, chunks, &mut memory)?;
         monitor.advance(task, verdict.bytes);
+        if let Ok(mut spare) = spare.lock() {
+            spare.push(memory);
+        }
         if let Ok(mut list) = verdicts.lock() {
             list.push((pack.id, verdict));
         }
@@ -80,12 +103,42 @@ pub(super) fn verify_packs(
     Ok(())
 }
 
-fn verify_pack(scope: &Scope<'_>, pack: &SegmentPack, chunks: &[&SegmentChunk]) -> Result<PackVerdict> {
+/// What a worker uses again from pack to pack: new memory has to be cleared by the system first.
+#[derive(Default)]
+struct Memory {
+    pack: Vec<u8>,
+    frame: Vec<u8>,
+}
+
+/// Hands packs out in order, and has the storage fetch the one after the next meanwhile.
+struct Ahead<'a> {
+    jobs: &'a [Job<'a>],
+    next: AtomicUsize,
+}
+
+impl<'a> Ahead<'a> {
+    fn take(&self, scope: &Scope<'_>) -> Option<&'a Job<'a>> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let coming = self.jobs.get(number + rayon::current_num_threads());
+        if let Some(Job { pack, .. }) = coming {
+            scope.repository.storage().prefetch(ObjectName::Pack(pack.id), 0, pack.stored_len);
+        }
+        self.jobs.get(number)
+    }
+}
+
+fn verify_pack(
+    scope: &Scope<'_>,
+    pack: &SegmentPack,
+    chunks: &[&SegmentChunk],
+    memory: &mut Memory,
+) -> Result<PackVerdict> {
     let repository = scope.repository;
     let name = ObjectName::Pack(pack.id);
     let mut verdict = PackVerdict::default();
-    let bytes = match repository.storage().get(name, MAX_PACK_LEN) {
-        Ok(bytes) => bytes,
+    let Memory { pack: bytes, frame: plain } = memory;
+    match repository.storage().get_into(name, MAX_PACK_LEN, bytes) {
+        Ok(()) => {}
         Err(Error::Cancelled) => return Err(Error::Cancelled),
         // one pack that cannot be read is damage; a storage that cannot be reached is not
         Err(error @ Error::Io { .. }) if repository.storage().len(ObjectName::Config).is_err() => {
@@ -99,9 +152,9 @@ fn verify_pack(scope: &Scope<'_>, pack: &SegmentPack, chunks: &[&SegmentChunk]) 
             verdict.bad_chunks = chunks.iter().map(|chunk| chunk.id).collect();
             return Ok(verdict);
         }
-    };
+    }
     verdict.bytes = bytes.len() as u64;
-    if blake3::hash(&bytes).as_bytes() != pack.id.as_bytes() {
+    if blake3::hash(bytes).as_bytes() != pack.id.as_bytes() {
         verdict.problem = Some("its bytes are not those that its name promises".into());
     }
     if scope.level == VerifyLevel::Packs {
@@ -113,17 +166,19 @@ fn verify_pack(scope: &Scope<'_>, pack: &SegmentPack, chunks: &[&SegmentChunk]) 
     }
     let mut in_order: Vec<&&SegmentChunk> = chunks.iter().collect();
     in_order.sort_unstable_by_key(|chunk| (chunk.frame, chunk.offset));
-    let mut open: Option<(u32, Option<Vec<u8>>)> = None;
+    // the frame whose plaintext is there, and whether it could be opened
+    let mut open: Option<(u32, bool)> = None;
     for chunk in in_order {
-        if open.as_ref().is_none_or(|(frame, _)| *frame != chunk.frame) {
-            let entry = pack.frames.get(chunk.frame as usize);
-            open = Some((chunk.frame, entry.and_then(|entry| open_frame(&bytes, entry))));
+        if open.is_none_or(|(frame, _)| frame != chunk.frame) {
+            let opened =
+                pack.frames.get(chunk.frame as usize).and_then(|entry| open_frame(bytes, entry, plain));
+            open = Some((chunk.frame, opened.is_some()));
         }
         let start = chunk.offset as usize;
-        let content = open
-            .as_ref()
-            .and_then(|(_, plain)| plain.as_ref())
-            .and_then(|plain| plain.get(start..start + chunk.len as usize));
+        let content = match open {
+            Some((_, true)) => plain.get(start..start + chunk.len as usize),
+            _ => None,
+        };
         verdict.chunks += 1;
         if content.is_none_or(|content| repository.hasher().chunk_id(chunk.kind, content) != chunk.id) {
             verdict.bad_chunks.push(chunk.id);
@@ -137,10 +192,11 @@ fn verify_pack(scope: &Scope<'_>, pack: &SegmentPack, chunks: &[&SegmentChunk]) 
     Ok(verdict)
 }
 
-fn open_frame(pack: &[u8], entry: &FrameEntry) -> Option<Vec<u8>> {
+/// Opens a frame of a pack into `plain`; `None` if that is not possible.
+fn open_frame(pack: &[u8], entry: &FrameEntry, plain: &mut Vec<u8>) -> Option<()> {
     let start = entry.offset as usize;
     let end = usize::try_from(entry.end()).ok()?;
-    chunk::open_frame(pack.get(start..end)?, entry).ok()
+    chunk::open_frame_into(pack.get(start..end)?, entry, plain).ok()
 }
 
 fn describe(error: &Error) -> String {
