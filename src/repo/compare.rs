@@ -14,6 +14,7 @@ use crate::extent::{ByteRange, Payload};
 use crate::format::limits::BLOCK_LEN;
 use crate::format::node::{ChunkKind, LeafEntry};
 use crate::id::{ChunkId, PackId};
+use crate::index::Location;
 
 /// A run of zeroes inside changed data becomes an entry of its own from this length on; a shorter one
 /// compresses to nothing and would only cut the chunk around it in two. Bytes.
@@ -59,12 +60,15 @@ struct Replacement {
     entries: Vec<LeafEntry>,
 }
 
-/// An entry of the predecessor whose chunk is lost.
-struct LostEntry {
-    /// Relative to the leaf.
+/// A chunk that an entry of the predecessor names.
+struct OldChunk {
+    /// Of the entry, relative to the leaf.
     range: Range<u64>,
     offset: u32,
     id: ChunkId,
+    /// Where it can be read.
+    places: Vec<Location>,
+    is_lost: bool,
 }
 
 /// A part of a changed run.
@@ -91,7 +95,7 @@ impl Comparer<'_> {
     /// A failed look-up. Content of the predecessor that cannot be read counts as changed.
     pub(super) fn compare(&self, work: LeafWork, old: Option<&[LeafEntry]>) -> Result<LeafResult> {
         let old = old.unwrap_or_default();
-        let lost = self.lost_entries(old)?;
+        let known = self.old_chunks(old, &work)?;
         let mut replacements = Vec::new();
         let mut chunks = Vec::new();
         let mut changed = Vec::new();
@@ -99,7 +103,7 @@ impl Comparer<'_> {
             let base = range.start() - work.range.start();
             let runs = match payload {
                 Payload::Zero => nonzero_ranges(old, base..base + range.len()),
-                Payload::Data(bytes) => self.changed_runs(old, &lost, base, bytes),
+                Payload::Data(bytes) => self.changed_runs(old, &known, base, bytes),
             };
             for run in runs {
                 changed
@@ -107,7 +111,7 @@ impl Comparer<'_> {
                 match payload {
                     Payload::Zero => replacements.push(zero_replacement(run)),
                     Payload::Data(bytes) => {
-                        for part in self.split_at_lost(run, &lost, base, bytes) {
+                        for part in self.split_at_lost(run, &known, base, bytes) {
                             self.replace_run(part, base, number, bytes, &mut replacements, &mut chunks);
                         }
                     }
@@ -130,17 +134,15 @@ impl Comparer<'_> {
     fn changed_runs(
         &self,
         old: &[LeafEntry],
-        lost: &[LostEntry],
+        known: &[OldChunk],
         base: u64,
         bytes: &[u8],
     ) -> Vec<Range<u64>> {
         let mut marks = Blocks::new(base, bytes.len());
         let end = base + bytes.len() as u64;
-        let mut position = 0;
-        for entry in old {
-            let entry_range = position..position + u64::from(entry.len());
-            position = entry_range.end;
-            let common = entry_range.start.max(base)..entry_range.end.min(end);
+        let mut known = known.iter().peekable();
+        for (range, entry) in with_ranges(old) {
+            let common = range.start.max(base)..range.end.min(end);
             if common.start >= common.end {
                 continue;
             }
@@ -148,22 +150,17 @@ impl Comparer<'_> {
             match entry {
                 LeafEntry::Zero { .. } => marks.mark_nonzero(new, common.start),
                 LeafEntry::Unreadable { .. } => marks.mark(common),
-                LeafEntry::Chunk { .. } if lost.iter().any(|lost| lost.range == entry_range) => {
-                    marks.mark(common);
-                }
-                LeafEntry::Chunk { offset, id, .. } => {
-                    let whole = common == entry_range && *offset == 0;
-                    // a chunk that is still there as a whole need not be read from the repository
-                    if whole && self.hasher.chunk_id(ChunkKind::Data, new) == *id {
-                        continue;
+                LeafEntry::Chunk { .. } => {
+                    while known.next_if(|chunk| chunk.range.start < range.start).is_some() {}
+                    match known.peek().filter(|chunk| chunk.range == range && !chunk.is_lost) {
+                        Some(chunk) => self.mark_against_chunk(chunk, new, common, &mut marks),
+                        None => marks.mark(common),
                     }
-                    let skip = u64::from(*offset) + (common.start - entry_range.start);
-                    let len = offset.saturating_add(entry.len());
-                    self.mark_against_chunk(*id, len, skip, new, common, &mut marks);
                 }
             }
         }
         // beyond the predecessor's end (a grown disk) everything was zero
+        let position = old.iter().map(|entry| u64::from(entry.len())).sum::<u64>();
         let tail = position.max(base);
         if let Some(new) = tail.checked_sub(base).and_then(|from| slice(bytes, from, bytes.len() as u64)) {
             marks.mark_nonzero(new, tail);
@@ -171,28 +168,33 @@ impl Comparer<'_> {
         marks.runs(end)
     }
 
-    /// Returns the entries, relative to the leaf, whose chunks are lost.
-    fn lost_entries(&self, old: &[LeafEntry]) -> Result<Vec<LostEntry>> {
-        let mut named = Vec::new();
-        let mut position = 0;
-        for entry in old {
-            let range = position..position + u64::from(entry.len());
-            position = range.end;
-            if let LeafEntry::Chunk { offset, id, .. } = entry {
-                named.push(LostEntry { range, offset: *offset, id: *id });
+    /// Returns the chunks that the predecessor has where data was read, in order: all looked up at once.
+    fn old_chunks(&self, old: &[LeafEntry], work: &LeafWork) -> Result<Vec<OldChunk>> {
+        let mut pieces =
+            work.pieces.iter().filter(|(_, payload)| matches!(payload, Payload::Data(_))).peekable();
+        let mut chunks = Vec::new();
+        for (range, entry) in with_ranges(old) {
+            let (start, end) = (work.range.start() + range.start, work.range.start() + range.end);
+            while pieces.next_if(|(piece, _)| piece.end() <= start).is_some() {}
+            let is_read = pieces.peek().is_some_and(|(piece, _)| piece.start() < end);
+            if let (true, LeafEntry::Chunk { offset, id, .. }) = (is_read, entry) {
+                chunks.push(OldChunk { range, offset: *offset, id: *id, places: Vec::new(), is_lost: false });
             }
         }
-        let ids: Vec<ChunkId> = named.iter().map(|entry| entry.id).collect();
-        let lost = self.reader.lost(&ids)?;
-        Ok(named.into_iter().zip(lost).filter(|(_, lost)| *lost).map(|(entry, _)| entry).collect())
+        let ids: Vec<ChunkId> = chunks.iter().map(|chunk| chunk.id).collect();
+        for (chunk, places) in chunks.iter_mut().zip(self.reader.locate(&ids)?) {
+            chunk.is_lost = !places.iter().any(|place| self.reader.view().is_good(&chunk.id, place));
+            chunk.places = places;
+        }
+        Ok(chunks)
     }
 
     /// Splits a changed run where a lost chunk began and ended whose content it has: cut there, it becomes the
     /// same chunk, and heals the points that name it.
-    fn split_at_lost(&self, run: Range<u64>, lost: &[LostEntry], base: u64, bytes: &[u8]) -> Vec<Part> {
+    fn split_at_lost(&self, run: Range<u64>, known: &[OldChunk], base: u64, bytes: &[u8]) -> Vec<Part> {
         let mut parts = Vec::new();
         let mut position = run.start;
-        for entry in lost {
+        for entry in known.iter().filter(|chunk| chunk.is_lost) {
             let Range { start, end } = entry.range;
             if entry.offset != 0 || start < position || end > run.end {
                 continue;
@@ -210,24 +212,26 @@ impl Comparer<'_> {
         parts
     }
 
-    /// `len`: where in the chunk the entry ends, which is mostly the chunk's end.
-    fn mark_against_chunk(
-        &self,
-        id: ChunkId,
-        len: u32,
-        skip: u64,
-        new: &[u8],
-        at: Range<u64>,
-        marks: &mut Blocks,
-    ) {
+    /// Marks the blocks of `new`, which is what was read of the chunk's entry at `at`, that differ from the chunk.
+    fn mark_against_chunk(&self, chunk: &OldChunk, new: &[u8], at: Range<u64>, marks: &mut Blocks) {
+        let id = chunk.id;
+        // a chunk that is still there as a whole need not be read from the repository
+        let is_whole = at == chunk.range && chunk.offset == 0;
+        if is_whole && self.hasher.chunk_id(ChunkKind::Data, new) == id {
+            return;
+        }
+        // where in the chunk the entry ends, which is mostly the chunk's end
+        let len = u64::from(chunk.offset) + (chunk.range.end - chunk.range.start);
+        let skip = u64::from(chunk.offset) + (at.start - chunk.range.start);
         let mut last = self.last.borrow_mut();
-        let behind = last.as_ref().and_then(|last| self.reader.read_behind(last, ChunkKind::Data, id, len));
-        let chunk = behind.or_else(|| self.reader.read(ChunkKind::Data, id).ok());
-        match chunk.as_ref().and_then(|chunk| slice(chunk, skip, skip + new.len() as u64)) {
+        let behind =
+            last.as_ref().and_then(|last| self.reader.read_behind(last, ChunkKind::Data, id, to_u32(len)));
+        let found = behind.or_else(|| self.reader.read_at(ChunkKind::Data, id, &chunk.places).ok());
+        match found.as_ref().and_then(|found| slice(found, skip, skip + new.len() as u64)) {
             Some(old) => marks.mark_differing(old, new, at.start),
             None => marks.mark(at),
         }
-        *last = chunk;
+        *last = found;
     }
 
     /// Splits a changed run of a data piece at its zeroes and cuts the rest.
@@ -272,6 +276,15 @@ impl Comparer<'_> {
             replacements.push(Replacement { range: start..end, entries });
         }
     }
+}
+
+/// Returns entries with their ranges, relative to the leaf.
+fn with_ranges(entries: &[LeafEntry]) -> impl Iterator<Item = (Range<u64>, &LeafEntry)> {
+    entries.iter().scan(0, |position: &mut u64, entry| {
+        let start = *position;
+        *position += u64::from(entry.len());
+        Some((start..*position, entry))
+    })
 }
 
 /// Positions inside a leaf fit: a leaf has at most 64 MiB.
