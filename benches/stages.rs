@@ -85,7 +85,7 @@ fn cutter() -> Cutter {
 }
 
 fn sample_frames() -> Vec<RawFrame> {
-    let (hasher, mut builder, mut frames) = (IdHasher::new(KEY), FrameBuilder::new(512 << 10), Vec::new());
+    let (hasher, mut builder, mut frames) = (IdHasher::new(KEY), FrameBuilder::new(1 << 20), Vec::new());
     let mut rest = sample();
     for len in cutter().cut(sample()) {
         let (plain, behind) = rest.split_at(len);
@@ -135,7 +135,7 @@ mod a_bytes {
     #[divan::bench(sample_count = 20)]
     fn bare_zstd_3(bencher: Bencher<'_, '_>) {
         per_byte(bencher, |bytes| {
-            bytes.chunks(512 << 10).map(|piece| zstd::bulk::compress(piece, 3).unwrap().len() as u64).sum()
+            bytes.chunks(1 << 20).map(|piece| zstd::bulk::compress(piece, 3).unwrap().len() as u64).sum()
         });
     }
 

@@ -47,8 +47,9 @@ pub use compare::is_zero;
 const LEAF_LEN: u64 = 1 << 20;
 /// Children of an inner node in a new repository.
 const FANOUT: u32 = 16;
-/// Plaintext of a frame of data in a new repository, bytes: chunks compress together, and are read together.
-const FRAME_TARGET_LEN: u32 = 512 << 10;
+/// Plaintext of a frame of data in a new repository, bytes: chunks compress together, and are read together. Of servers'
+/// disks twice as much saves 0.5 % more, half as much costs 1.3 %.
+const FRAME_TARGET_LEN: u32 = 1 << 20;
 /// Length of a pack in a new repository, bytes.
 const PACK_TARGET_LEN: u64 = 32 << 20;
 /// Bytes of the object that prune gives back first when the storage is full.

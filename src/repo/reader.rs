@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Repository;
 use super::view::View;
@@ -122,8 +122,11 @@ impl<K: std::hash::Hash + Eq + Copy, V: Clone> Recent<K, V> {
     }
 }
 
-/// Plaintexts by pack and first byte of the frame.
-type RecentFrames = Recent<(PackId, u32), Arc<Vec<u8>>>;
+/// A frame's plaintext, once somebody has read it: who else wants it waits for that and does not do the same work. Leaves
+/// and batches of neighbouring workers mostly share a frame.
+type Slot = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
+/// By pack and first byte of the frame.
+type RecentFrames = Recent<(PackId, u32), Slot>;
 
 /// Reads chunks of one repository; shared by threads.
 pub struct ChunkReader<'a> {
@@ -348,11 +351,10 @@ impl<'a> ChunkReader<'a> {
     /// # Errors
     /// Those of the storage; [`Error::Malformed`] naming the pack.
     pub fn frame(&self, pack: PackId, entry: &FrameEntry) -> Result<Arc<Vec<u8>>> {
-        let key = (pack, entry.offset);
-        if let Ok(mut cache) = self.frames.lock()
-            && let Some(frame) = cache.get(&key)
-        {
-            return Ok(frame);
+        let slot = self.slot(pack, entry);
+        let mut place = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(frame) = place.as_ref() {
+            return Ok(Arc::clone(frame));
         }
         let name = ObjectName::Pack(pack);
         let len = FRAME_HEADER_LEN as u64 + u64::from(entry.stored_len);
@@ -361,16 +363,26 @@ impl<'a> ChunkReader<'a> {
         let mut plain = self.spare.lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
         chunk::open_frame_into(&bytes, entry, &mut plain).map_err(|fault| Error::malformed(name, fault))?;
         let frame = Arc::new(plain);
-        let dropped = match self.frames.lock() {
-            Ok(mut cache) => cache.put(key, Arc::clone(&frame), frame.len()),
-            Err(_) => Vec::new(),
-        };
-        if let Ok(mut spare) = self.spare.lock() {
-            let free = dropped.into_iter().filter_map(|frame| Arc::try_unwrap(frame).ok());
-            let room = MAX_SPARE_FRAMES.saturating_sub(spare.len());
-            spare.extend(free.take(room));
-        }
+        *place = Some(Arc::clone(&frame));
         Ok(frame)
+    }
+
+    /// Returns the place of a frame's plaintext in the cache.
+    fn slot(&self, pack: PackId, entry: &FrameEntry) -> Slot {
+        let key = (pack, entry.offset);
+        let Ok(mut cache) = self.frames.lock() else { return Slot::default() };
+        if let Some(slot) = cache.get(&key) {
+            return slot;
+        }
+        let slot = Slot::default();
+        let dropped = cache.put(key, Arc::clone(&slot), entry.raw_len as usize);
+        drop(cache);
+        if let Ok(mut spare) = self.spare.lock() {
+            let plain = |slot: Slot| Arc::try_unwrap(Arc::into_inner(slot)?.into_inner().ok()??).ok();
+            let room = MAX_SPARE_FRAMES.saturating_sub(spare.len());
+            spare.extend(dropped.into_iter().filter_map(plain).take(room));
+        }
+        slot
     }
 
     /// Has the storage fetch what stands behind a frame, where frames are read one after the other.

@@ -25,12 +25,12 @@ use crate::format::segment::{Segment, SegmentChunk, SegmentPack};
 use crate::id::{ChunkId, PackId, SegmentId, SessionId};
 use crate::manifest::NodeWriter;
 
-/// Frames that wait for compression: 4 × about 0.6 MiB.
+/// Frames that wait for compression: 4 × about 1.1 MiB.
 const RAW_QUEUE: usize = 4;
-/// Frames that wait for the pack thread: 8 × at most 0.6 MiB.
+/// Frames that wait for the pack thread: 8 × at most 1.1 MiB.
 const ENCODED_QUEUE: usize = 8;
-/// Frames between body and pack in all, so that one slow worker does not let the others pile up: 16 × 0.6 MiB.
-const FRAMES_IN_FLIGHT: usize = 16;
+/// Frames between body and pack in all, so that one slow worker does not let the others pile up: 12 × 1.1 MiB.
+const FRAMES_IN_FLIGHT: usize = 12;
 /// Packs that wait for the storage while one is being put: 32 MiB each by default.
 const PACK_QUEUE: usize = 1;
 /// Plaintext of a frame of metadata, bytes: nodes are read one by one and hardly compress.
