@@ -9,8 +9,8 @@ import tempfile
 
 import report
 import works
-from lab import Domain, Lab
-from meter import Results, measure, output, say
+from lab import HistoryDomain, Lab
+from meter import Failed, Results, measure, output, say
 from tools import Vmkeep, VmkeepFile, peers
 
 PARTS = ["history", "live", "scale"]
@@ -21,7 +21,7 @@ def history(options, results, lab, folder):
     found, missing = peers(folder, options.tools)
     for text in missing:
         say(f"left out: {text}")
-    domain = Domain(lab, options.data)
+    domain = HistoryDomain(lab, options.data)
     tools = [Vmkeep(folder, options.vmkeep, domain), VmkeepFile(folder, options.vmkeep), *found]
     if options.tools:
         tools = [tool for tool in tools if tool.name in options.tools]
@@ -43,7 +43,16 @@ def history(options, results, lab, folder):
 
 def live(options, results, lab, folder):
     results.forget(works.Live.WORKS)
-    works.Live(lab, Vmkeep(folder, options.vmkeep), folder, results, options.live_mib << 20).run(options.rounds)
+    work = works.Live(lab, options.vmkeep, folder, results, options.live_mib << 20)
+    note_version(results, work.virtnbdbackup)
+    work.run(options.rounds)
+
+
+def note_version(results, tool):
+    try:
+        results.facts["versions"] = {**results.facts.get("versions", {}), tool.name: tool.version()}
+    except (Failed, OSError) as error:
+        say(f"left out: {tool.name} ({error})")
 
 
 def scale(options, results, lab, folder):
