@@ -9,11 +9,12 @@ import tempfile
 
 import report
 import works
+import writes
 from lab import HistoryDomain, Lab
 from meter import Failed, Results, measure, output, say
 from tools import Vmkeep, VmkeepFile, peers
 
-PARTS = ["history", "live", "scale"]
+PARTS = ["history", "live", "writes", "scale"]
 
 
 def history(options, results, lab, folder):
@@ -45,6 +46,13 @@ def live(options, results, lab, folder):
     results.forget(works.Live.WORKS)
     work = works.Live(lab, options.vmkeep, folder, results, options.live_mib << 20)
     note_version(results, work.virtnbdbackup)
+    work.run(options.rounds)
+
+
+def scattered(options, results, lab, folder):
+    results.forget(writes.Writes.WORKS)
+    work = writes.Writes(lab, options.vmkeep, folder, results, options.live_mib << 20)
+    note_version(results, work.tools[1])
     work.run(options.rounds)
 
 
@@ -97,7 +105,7 @@ def main():
     try:
         lab.start()
         for part in options.parts or PARTS:
-            {"history": history, "live": live, "scale": scale}[part](options, results, lab, options.work)
+            {"history": history, "live": live, "writes": scattered, "scale": scale}[part](options, results, lab, options.work)
     finally:
         lab.stop()
         shutil.rmtree(lab.folder, ignore_errors=True)

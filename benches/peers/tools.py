@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 from meter import Failed, Sample, measure, output, tree_size
 
@@ -287,7 +288,15 @@ class Virtnbdbackup(Tool):
         out = os.path.join(self.root, "out")
         sample = self.session("virtnbdrestore", "-i", self.repo, "-o", out, "-L", self.log + ".restore")
         made = os.path.join(out, os.path.basename(self.domain.image))
-        output(["qemu-img", "convert", "-O", "raw", made, self.restored(name, image)])
+        # it leaves its qemu-nbd behind, which holds the image a moment longer
+        for wait in (0.2, 1, 5, None):
+            try:
+                output(["qemu-img", "convert", "-O", "raw", made, self.restored(name, image)])
+                break
+            except Failed:
+                if wait is None:
+                    raise
+                time.sleep(wait)
         return sample
 
     def restored(self, name, image):
