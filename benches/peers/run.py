@@ -7,14 +7,16 @@ import shutil
 import sys
 import tempfile
 
+import age
 import report
 import works
 import writes
+from content import Text, make_disk
 from lab import HistoryDomain, Lab
 from meter import Failed, Results, measure, output, say
 from tools import Vmkeep, VmkeepFile, peers
 
-PARTS = ["history", "live", "writes", "scale"]
+PARTS = ["history", "live", "writes", "age", "scale"]
 
 
 def history(options, results, lab, folder):
@@ -54,6 +56,18 @@ def scattered(options, results, lab, folder):
     work = writes.Writes(lab, options.vmkeep, folder, results, options.live_mib << 20)
     note_version(results, work.tools[1])
     work.run(options.rounds)
+
+
+def aged(options, results, lab, folder):
+    """On a disk of text, and on the last state of the data where that has been made."""
+    small = options.size == "small"
+    disk, last = os.path.join(folder, "text.raw"), works.History(options.data, results)
+    make_disk(disk, options.live_mib << 20, Text(seed=7))
+    age.fragments(lab, options.vmkeep, folder, results, disk, [6, 30, 60] if small else [6, 100, 200])
+    image = last.image(last.last)
+    age.many_points(
+        lab, options.vmkeep, folder, results, image if os.path.exists(image) else disk, [6, 150 if small else 500])
+    os.unlink(disk)
 
 
 def note_version(results, tool):
@@ -105,7 +119,7 @@ def main():
     try:
         lab.start()
         for part in options.parts or PARTS:
-            {"history": history, "live": live, "writes": scattered, "scale": scale}[part](options, results, lab, options.work)
+            {"history": history, "live": live, "writes": scattered, "age": aged, "scale": scale}[part](options, results, lab, options.work)
     finally:
         lab.stop()
         shutil.rmtree(lab.folder, ignore_errors=True)

@@ -29,7 +29,6 @@ class Writes:
         before, after = (os.path.join(self.folder, f"writes.{name}.raw") for name in ("before", "after"))
         offsets = self.make(before, after)
         for number in range(rounds):
-            self.least(after, offsets, number)
             for tool in self.tools:
                 try:
                     self.increment(tool, number, before, after, offsets)
@@ -37,6 +36,7 @@ class Writes:
                     if tool.name == "vmkeep":
                         raise
                     say(f"{tool.name}: {error}")
+            self.least(after, offsets, number)
         for file in (before, after):
             os.unlink(file)
 
