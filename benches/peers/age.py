@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from content import BLOCK, Text, data_ranges, scattered
 from lab import Domain
-from meter import MIB, Failed, output, same, say, tree_size
+from meter import MIB, Failed, output, same, say
 from tools import Vmkeep
 
 #: how often each state is restored

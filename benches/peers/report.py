@@ -95,19 +95,24 @@ def writes_rows(facts):
     kept = facts.get("writes")
     if not kept:
         return []
-    mib = {name: kept[name] / MIB for name in ("size", "dirty_bytes", "changed_bytes", "stored_bytes", "metadata_bytes")}
+    mib = {name: value / MIB for name, value in kept.items() if isinstance(value, int)}
     return [
-        f"{kept['count']} writes over {mib['size']:.0f} MiB: {mib['dirty_bytes']:.1f} MiB dirty, {mib['changed_bytes']:.1f} MiB "
-        f"changed; vmkeep stored {mib['stored_bytes']:.2f} MiB of content and {mib['metadata_bytes']:.2f} MiB of metadata.", "",
+        f"{kept['count']} writes over {mib['size']:.0f} MiB: {mib['dirty_bytes']:.1f} MiB dirty, "
+        f"{mib['changed_bytes']:.1f} MiB changed; vmkeep stored {mib['stored_bytes']:.2f} MiB of content and "
+        f"{mib['metadata_bytes']:.2f} MiB of metadata.",
+        "",
     ]
 
 
 def age_table(figures, facts, work):
     disk = facts.get(work + ".disk", "")
-    rows = [f"### {AGES[work]}", "", f"{disk}. Restores of the newest point, how many packs they read, and how much of them; the "
-            "median of the last increments before it.", ""]
-    rows += ["| | s | spread | CPU s | RSS MiB | packs read | MiB read | repository MiB | s an increment |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    rows = [
+        f"### {AGES[work]}", "",
+        f"{disk}. Restores of the newest point, how many packs they read, and how much of them; the median of the last "
+        "increments before it.", "",
+        "| | s | spread | CPU s | RSS MiB | packs read | MiB read | repository MiB | s an increment |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for label in figures.tools(work):
         fact = facts.get(work, {}).get(label, {})
         wall, cpu, rss = (figures.median(work, label, what) for what in ("wall", "cpu", "rss"))
@@ -167,6 +172,7 @@ def goal_rows(figures, facts):
 
 def write(results):
     figures, facts = Figures(results.samples), results.facts
+    # those in AGES have rounds of their own
     rounds = 1 + max((sample.round for sample in results.samples if sample.work not in AGES), default=0)
     data = facts.get("data", {})
     lines = [

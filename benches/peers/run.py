@@ -59,14 +59,15 @@ def scattered(options, results, lab, folder):
 
 
 def aged(options, results, lab, folder):
-    """On a disk of text, and on the last state of the data where that has been made."""
+    """On a disk of text; and on the last state of the data where that has been made, and is not kept small."""
     small = options.size == "small"
     disk, last = os.path.join(folder, "text.raw"), works.History(options.data, results)
     make_disk(disk, options.live_mib << 20, Text(seed=7))
     age.fragments(lab, options.vmkeep, folder, results, disk, [6, 30, 60] if small else [6, 100, 200])
     image = last.image(last.last)
-    age.many_points(
-        lab, options.vmkeep, folder, results, image if os.path.exists(image) else disk, [6, 150 if small else 500])
+    if small or not os.path.exists(image):
+        image = disk
+    age.many_points(lab, options.vmkeep, folder, results, image, [6, 150 if small else 500])
     os.unlink(disk)
 
 
@@ -116,10 +117,11 @@ def main():
     # a short path: unix sockets live below it
     lab = Lab(options.lab, tempfile.mkdtemp(prefix="vmkb-", dir="/tmp"))
     os.chmod(lab.folder, 0o711)
+    parts = dict(zip(PARTS, [history, live, scattered, aged, scale]))
     try:
         lab.start()
         for part in options.parts or PARTS:
-            {"history": history, "live": live, "writes": scattered, "age": aged, "scale": scale}[part](options, results, lab, options.work)
+            parts[part](options, results, lab, options.work)
     finally:
         lab.stop()
         shutil.rmtree(lab.folder, ignore_errors=True)

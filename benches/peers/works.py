@@ -1,6 +1,5 @@
 """The works that are measured. Each is the same for every tool, and each restore is compared bit for bit."""
 
-import json
 import os
 import shutil
 
