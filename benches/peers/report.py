@@ -6,6 +6,7 @@ import platform
 import statistics
 
 from meter import MIB
+from writes import CHANGED, FIXED
 
 TITLES = {
     "first": "First backup of the images, one after the other",
@@ -18,6 +19,12 @@ TITLES = {
     "limits": "What bare programs need for the last state",
     "live": "A full of a running domain that holds random data",
     "idle": "An incremental of a running domain, nothing written",
+    "writes": "An incremental of 4 KiB writes all over a running domain's disk",
+}
+#: works of vmkeep alone: states of a repository, whose newest point is restored
+AGES = {
+    "age": "Restores of a disk that is written all over, 64 blocks of 4 KiB for each point",
+    "points": "Restores of a disk with few and with many points, 4 blocks of 4 KiB written for each",
 }
 NOTES = {
     "next": "vmkeep: out of a domain, by QEMU's dirty bitmaps, libvirt's jobs included. vmkeep-file and the peers know no "
@@ -27,6 +34,8 @@ NOTES = {
     "first": "MiB: the repository afterwards.",
     "prune": "MiB: the repository afterwards.",
     "restore": "Compared with the image byte by byte, in each run.",
+    "writes": "MiB: what the repository grew by. Beside backup programs: the blocks that have changed, in disk order in one "
+    "stream; and every piece of 64 KiB that QEMU's bitmap calls dirty, each for itself.",
 }
 #: work, what is compared, with whom, the goal for vmkeep's part of it
 GOALS = [
@@ -35,7 +44,8 @@ GOALS = [
     ("next", "wall", "restic", 1 / 9), ("next", "wall", "rustic", 1 / 8), ("next", "size", "restic", 0.66),
     ("T1", "size", "restic", 0.35), ("restore", "wall", "nbdcopy", 1.0), ("again", "wall", "b3sum", 1.3),
     ("check", "wall", "restic", 0.5), ("check", "wall", "rustic", 0.5), ("prune", "wall", "rustic", 1.0),
-    ("live", "wall", "virtnbdbackup", 1 / 3), ("live", "wall", "nbdcopy", 2.0),
+    ("live", "wall", "virtnbdbackup", 1 / 3), ("live", "wall", "nbdcopy", 2.0), ("writes", "size", CHANGED, 1.3),
+    ("writes", "size", "virtnbdbackup", 0.15), ("writes", "size", FIXED, 0.15),
 ]
 WORDS = {"wall": "time", "cpu": "CPU time", "size": "bytes stored"}
 
@@ -80,6 +90,41 @@ def table(figures, work):
     return [*rows, ""]
 
 
+def writes_rows(facts):
+    """What vmkeep itself counted."""
+    kept = facts.get("writes")
+    if not kept:
+        return []
+    mib = {name: value / MIB for name, value in kept.items() if isinstance(value, int)}
+    return [
+        f"{kept['count']} writes over {mib['size']:.0f} MiB: {mib['dirty_bytes']:.1f} MiB dirty, "
+        f"{mib['changed_bytes']:.1f} MiB changed; vmkeep stored {mib['stored_bytes']:.2f} MiB of content and "
+        f"{mib['metadata_bytes']:.2f} MiB of metadata.",
+        "",
+    ]
+
+
+def age_table(figures, facts, work):
+    disk = facts.get(work + ".disk", "")
+    rows = [
+        f"### {AGES[work]}", "",
+        f"{disk}. Restores of the newest point, how many packs they read, and how much of them; the median of the last "
+        "increments before it.", "",
+        "| | s | spread | CPU s | RSS MiB | packs read | MiB read | repository MiB | s an increment |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for label in figures.tools(work):
+        fact = facts.get(work, {}).get(label, {})
+        wall, cpu, rss = (figures.median(work, label, what) for what in ("wall", "cpu", "rss"))
+        every = figures.values(work, label, "wall")
+        row = [label, f"{wall:.2f}", f"{min(every):.2f}–{max(every):.2f}", f"{cpu:.2f}", f"{rss:.0f}"]
+        row.append(str(fact.get("packs", "")))
+        row += [f"{fact[name] / MIB:.1f}" if name in fact else "" for name in ("read", "size")]
+        row.append(f"{fact['increment']:.2f}" if "increment" in fact else "")
+        rows.append("| " + " | ".join(row) + " |")
+    return [*rows, ""]
+
+
 def absolute(rows, what, goal, value, unit):
     reached = "reached" if value <= goal else "**missed**"
     rows.append(f"| {what} | | ≤ {goal:.4g} {unit} | {value:.3g} {unit} | {reached} |")
@@ -109,10 +154,14 @@ def goal_rows(figures, facts):
     size = figures.median("first", "vmkeep", "size")
     if size and "fixed" in facts:
         row(TITLES["first"], "bytes stored, fixed 4 MiB blocks with zstd 1", 0.62, size / facts["fixed"])
+    first, *_, last = figures.tools("points") or [None, None]
+    if first:
+        ratio = figures.median("points", last, "wall") / figures.median("points", first, "wall")
+        row(f"Restore of a disk's last state, {last}", f"time, {first}", 1.1, ratio)
     idle, own = figures.median("idle", "vmkeep", "wall"), figures.median("idle", "libvirt", "wall")
     if idle is not None and own is not None:
         absolute(rows, TITLES["idle"] + ", beside libvirt's own job", 0.3, max(idle - own, 0), "s")
-    peaks = [sample.rss for sample in figures.samples if sample.tool == "vmkeep"]
+    peaks = [sample.rss for sample in figures.samples if sample.tool == "vmkeep" or sample.work in AGES]
     if peaks:
         absolute(rows, "Peak memory of any command above", 300, max(peaks), "MiB")
     for figure in facts.get("scale", []):
@@ -123,7 +172,8 @@ def goal_rows(figures, facts):
 
 def write(results):
     figures, facts = Figures(results.samples), results.facts
-    rounds = 1 + max((sample.round for sample in results.samples), default=0)
+    # those in AGES have rounds of their own
+    rounds = 1 + max((sample.round for sample in results.samples if sample.work not in AGES), default=0)
     data = facts.get("data", {})
     lines = [
         "# Results",
@@ -147,5 +197,10 @@ def write(results):
     for work in TITLES:
         if figures.tools(work):
             lines += table(figures, work)
+            if work == "writes":
+                lines += writes_rows(facts)
+    for work in AGES:
+        if figures.tools(work):
+            lines += age_table(figures, facts, work)
     lines += scale_rows(facts)
     return "\n".join(lines).rstrip() + "\n"

@@ -7,13 +7,16 @@ import shutil
 import sys
 import tempfile
 
+import age
 import report
 import works
-from lab import Domain, Lab
-from meter import Results, measure, output, say
+import writes
+from content import Text, make_disk
+from lab import HistoryDomain, Lab
+from meter import Failed, Results, measure, output, say
 from tools import Vmkeep, VmkeepFile, peers
 
-PARTS = ["history", "live", "scale"]
+PARTS = ["history", "live", "writes", "age", "scale"]
 
 
 def history(options, results, lab, folder):
@@ -21,7 +24,7 @@ def history(options, results, lab, folder):
     found, missing = peers(folder, options.tools)
     for text in missing:
         say(f"left out: {text}")
-    domain = Domain(lab, options.data)
+    domain = HistoryDomain(lab, options.data)
     tools = [Vmkeep(folder, options.vmkeep, domain), VmkeepFile(folder, options.vmkeep), *found]
     if options.tools:
         tools = [tool for tool in tools if tool.name in options.tools]
@@ -43,7 +46,36 @@ def history(options, results, lab, folder):
 
 def live(options, results, lab, folder):
     results.forget(works.Live.WORKS)
-    works.Live(lab, Vmkeep(folder, options.vmkeep), folder, results, options.live_mib << 20).run(options.rounds)
+    work = works.Live(lab, options.vmkeep, folder, results, options.live_mib << 20)
+    note_version(results, work.virtnbdbackup)
+    work.run(options.rounds)
+
+
+def scattered(options, results, lab, folder):
+    results.forget(writes.Writes.WORKS)
+    work = writes.Writes(lab, options.vmkeep, folder, results, options.live_mib << 20)
+    note_version(results, work.tools[1])
+    work.run(options.rounds)
+
+
+def aged(options, results, lab, folder):
+    """On a disk of text; and on the last state of the data where that has been made, and is not kept small."""
+    small = options.size == "small"
+    disk, last = os.path.join(folder, "text.raw"), works.History(options.data, results)
+    make_disk(disk, options.live_mib << 20, Text(seed=7))
+    age.fragments(lab, options.vmkeep, folder, results, disk, [6, 30, 60] if small else [6, 100, 200])
+    image = last.image(last.last)
+    if small or not os.path.exists(image):
+        image = disk
+    age.many_points(lab, options.vmkeep, folder, results, image, [6, 150 if small else 500])
+    os.unlink(disk)
+
+
+def note_version(results, tool):
+    try:
+        results.facts["versions"] = {**results.facts.get("versions", {}), tool.name: tool.version()}
+    except (Failed, OSError) as error:
+        say(f"left out: {tool.name} ({error})")
 
 
 def scale(options, results, lab, folder):
@@ -85,10 +117,11 @@ def main():
     # a short path: unix sockets live below it
     lab = Lab(options.lab, tempfile.mkdtemp(prefix="vmkb-", dir="/tmp"))
     os.chmod(lab.folder, 0o711)
+    parts = dict(zip(PARTS, [history, live, scattered, aged, scale]))
     try:
         lab.start()
         for part in options.parts or PARTS:
-            {"history": history, "live": live, "scale": scale}[part](options, results, lab, options.work)
+            parts[part](options, results, lab, options.work)
     finally:
         lab.stop()
         shutil.rmtree(lab.folder, ignore_errors=True)

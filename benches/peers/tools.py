@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 from meter import Failed, Sample, measure, output, tree_size
 
@@ -252,3 +253,51 @@ def peers(root, wanted):
         except (OSError, Failed) as error:
             missing.append(f"{kind.name} ({error})")
     return found, missing
+
+
+class Virtnbdbackup(Tool):
+    """virtnbdbackup, on a domain of the lab. Its repository is the folder of one chain of backups."""
+
+    name = "virtnbdbackup"
+
+    def __init__(self, root, domain, *options):
+        super().__init__(root)
+        self.domain, self.options = domain, options
+
+    def version(self):
+        return "virtnbdbackup " + output(["virtnbdbackup", "--version"]).strip()
+
+    def init(self):
+        pass  # it makes the folder
+
+    def session(self, *argv):
+        lab = self.domain.lab
+        # its socket, and with -S its scratch files: where this libvirt's QEMU may write
+        socket = os.path.join(lab.folder, "bk", "v.sock")
+        return measure(lab.as_user(*argv, "-U", "qemu:///session", "-n", "-f", socket), self.log, lab.session())
+
+    def domain_backup(self, level):
+        scratch = os.path.join(self.domain.lab.folder, "bk")
+        return self.session("virtnbdbackup", "-d", self.domain.name, "-l", level, "-S", scratch, "-o", self.repo, *self.options)
+
+    def remember(self, name):
+        pass  # it restores the chain's last backup
+
+    def restore(self, name, image):
+        """Restores to the qcow2 that it writes, and makes a raw file of that."""
+        out = os.path.join(self.root, "out")
+        sample = self.session("virtnbdrestore", "-i", self.repo, "-o", out, "-L", self.log + ".restore")
+        made = os.path.join(out, os.path.basename(self.domain.image))
+        # it leaves its qemu-nbd behind, which holds the image a moment longer
+        for wait in (0.2, 1, 5, None):
+            try:
+                output(["qemu-img", "convert", "-O", "raw", made, self.restored(name, image)])
+                break
+            except Failed:
+                if wait is None:
+                    raise
+                time.sleep(wait)
+        return sample
+
+    def restored(self, name, image):
+        return os.path.join(self.root, "out", "disk.raw")

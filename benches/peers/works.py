@@ -1,10 +1,11 @@
 """The works that are measured. Each is the same for every tool, and each restore is compared bit for bit."""
 
-import json
 import os
 import shutil
 
+from lab import Domain
 from meter import MIB, Failed, Sample, measure, output, same, say, tree_size
+from tools import Virtnbdbackup, Vmkeep
 
 
 class History:
@@ -122,85 +123,65 @@ class Live:
 
     WORKS = ["live", "idle"]
 
-    def __init__(self, lab, vmkeep, folder, results, size):
-        self.lab, self.vmkeep, self.folder, self.results, self.size = lab, vmkeep, folder, results, size
-        self.name, self.log = "live", os.path.join(folder, "live.log")
+    def __init__(self, lab, program, folder, results, size):
+        self.lab, self.folder, self.results, self.size = lab, folder, results, size
+        self.domain, self.log = Domain(lab, "live"), os.path.join(folder, "live.log")
+        self.vmkeep = Vmkeep(folder, program, self.domain)
+        self.virtnbdbackup = Virtnbdbackup(folder, self.domain)
 
-    def make(self):
-        raw, image = os.path.join(self.folder, "live.raw"), os.path.join(self.lab.folder, "img", "live-vda.qcow2")
+    def run(self, rounds):
+        raw = os.path.join(self.folder, "live.raw")
         with open("/dev/urandom", "rb") as source, open(raw, "wb") as out:
             for _ in range(self.size // MIB):
                 out.write(source.read(MIB))
-        output(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image])
-        self.lab.call("define", self.name, f"vda:qcow2:{self.size}")
-        self.lab.rest(self.name)
-        return raw
-
-    def run(self, rounds):
-        raw = self.make()
+        self.domain.start(raw)
         for number in range(rounds):
-            self.vmkeep.reset()
-            sample = self.vmkeep.run(
-                self.vmkeep.program, "-c", self.lab.uri(), "backup", "-q", self.name, "-l", "full")
-            self.results.add(sample, "live", "vmkeep", number, self.vmkeep.size())
-            self.vmkeep.remember(self.name)
-            self.vmkeep.restore(self.name, raw)
-            same(self.vmkeep.restored(self.name, raw), raw)
-            self.vmkeep.clean()
+            self.full(self.vmkeep, "full", number, raw)
             self.idle(number)
-            self.forget_checkpoints()
+            self.domain.forget_checkpoints()
             self.nbdcopy(number, raw)
-            self.virtnbdbackup(number, raw)
-        self.lab.call("undefine", self.name)
+            try:
+                self.full(self.virtnbdbackup, "copy", number, raw)
+            except (Failed, OSError) as error:
+                say(f"virtnbdbackup: {error}")
+        self.domain.remove()
+        shutil.rmtree(self.vmkeep.root)
+        shutil.rmtree(self.virtnbdbackup.root)
         os.unlink(raw)
 
-    def forget_checkpoints(self):
-        for checkpoint in reversed(self.lab.call("virsh", "checkpoint-list", "--topological", "--name", self.name).split()):
-            self.lab.call("virsh", "checkpoint-delete", self.name, checkpoint)
+    def full(self, tool, level, number, raw):
+        tool.reset()
+        self.results.add(tool.domain_backup(level), "live", tool.name, number, tool.size())
+        tool.remember(self.domain.name)
+        tool.restore(self.domain.name, raw)
+        same(tool.restored(self.domain.name, raw), raw)
+        tool.clean()
 
     def idle(self, number):
         """An incremental of nothing, and libvirt's own backup job without a reader beside it."""
-        uri = self.lab.uri()
-        sample = self.vmkeep.run(self.vmkeep.program, "-c", uri, "backup", "-q", self.name, "-l", "inc")
-        self.results.add(sample, "idle", "vmkeep", number)
+        self.results.add(self.vmkeep.domain_backup("inc"), "idle", "vmkeep", number)
+        uri, name = self.lab.uri(), self.domain.name
         job, place = os.path.join(self.folder, "job.xml"), os.path.join(self.lab.folder, "bk")
         with open(job, "w") as out:
             out.write(f"<domainbackup mode='pull'><server transport='unix' socket='{place}/bench.sock'/><disks>"
                       "<disk name='vda' backup='yes' type='file' backupmode='full' exportname='vda'>"
                       f"<scratch file='{place}/bench.scratch'/></disk></disks></domainbackup>\n")
-        script = f"virsh -q -c '{uri}' backup-begin {self.name} {job} && virsh -q -c '{uri}' domjobabort {self.name}"
+        script = f"virsh -q -c '{uri}' backup-begin {name} {job} && virsh -q -c '{uri}' domjobabort {name}"
         self.results.add(measure(["sh", "-c", script], self.log), "idle", "libvirt", number)
 
     def nbdcopy(self, number, raw):
         out = os.path.join(self.folder, "copy.raw")
-        self.lab.call("begin", self.name)
+        self.lab.call("begin", self.domain.name)
         try:
             address = f"nbd+unix:///vda?socket={self.socket()}"
             self.results.add(measure(["nbdcopy", "--flush", address, out], self.log), "live", "nbdcopy", number)
         finally:
-            self.lab.call("end", self.name)
+            self.lab.call("end", self.domain.name)
         same(out, raw)
         os.unlink(out)
 
     def socket(self):
         import xml.etree.ElementTree as tree
 
-        job = tree.fromstring(self.lab.call("virsh", "backup-dumpxml", self.name))
+        job = tree.fromstring(self.lab.call("virsh", "backup-dumpxml", self.domain.name))
         return job.find("server").get("socket")
-
-    def virtnbdbackup(self, number, raw):
-        out = os.path.join(self.folder, "virtnbdbackup")
-        shutil.rmtree(out, ignore_errors=True)
-        # its scratch files and its socket: where this libvirt's QEMU may write
-        bk = os.path.join(self.lab.folder, "bk")
-        argv = ["virtnbdbackup", "-U", "qemu:///session", "-d", self.name, "-l", "copy", "-n", "-S", bk,
-                "-f", os.path.join(bk, "v.sock"), "-o", out]
-        # root's libvirt is looked for at one place only: in a namespace of its own the lab's is there
-        script = 'mount -t tmpfs none /run && mkdir /run/libvirt && mount --bind "$1" /run/libvirt && shift && exec "$@"'
-        try:
-            sample = measure(
-                ["unshare", "-m", "sh", "-c", script, "sh", os.path.dirname(self.lab.socket()), *argv], self.log)
-            self.results.add(sample, "live", "virtnbdbackup", number, tree_size(out))
-        except (Failed, OSError) as error:
-            say(f"virtnbdbackup: {error}")
-        shutil.rmtree(out, ignore_errors=True)
