@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 
+import stages
 from meter import MIB
 from writes import CHANGED, FIXED
 
@@ -202,5 +203,6 @@ def write(results):
     for work in AGES:
         if figures.tools(work):
             lines += age_table(figures, facts, work)
+    lines += stages.rows(facts)
     lines += scale_rows(facts)
     return "\n".join(lines).rstrip() + "\n"

@@ -9,6 +9,7 @@ import tempfile
 
 import age
 import report
+import stages
 import works
 import writes
 from content import Text, make_disk
@@ -16,7 +17,7 @@ from lab import HistoryDomain, Lab
 from meter import Failed, Results, measure, output, say
 from tools import Vmkeep, VmkeepFile, peers
 
-PARTS = ["history", "live", "writes", "age", "scale"]
+PARTS = ["history", "live", "writes", "age", "profile", "scale"]
 
 
 def history(options, results, lab, folder):
@@ -71,6 +72,12 @@ def aged(options, results, lab, folder):
     os.unlink(disk)
 
 
+def profile(options, results, lab, folder):
+    image = works.History(options.data, results).image("db.T0")
+    if os.path.exists(image):
+        stages.profile(options.vmkeep, folder, results, image)
+
+
 def note_version(results, tool):
     try:
         results.facts["versions"] = {**results.facts.get("versions", {}), tool.name: tool.version()}
@@ -117,7 +124,7 @@ def main():
     # a short path: unix sockets live below it
     lab = Lab(options.lab, tempfile.mkdtemp(prefix="vmkb-", dir="/tmp"))
     os.chmod(lab.folder, 0o711)
-    parts = dict(zip(PARTS, [history, live, scattered, aged, scale]))
+    parts = dict(zip(PARTS, [history, live, scattered, aged, profile, scale]))
     try:
         lab.start()
         for part in options.parts or PARTS:
