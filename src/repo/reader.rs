@@ -16,7 +16,7 @@ use crate::index::{Index, Location, MemoryIndex};
 use crate::manifest::NodeReader;
 
 /// Plaintext of frames that a reader keeps, bytes.
-const FRAME_CACHE_LEN: usize = 48 << 20;
+const FRAME_CACHE_LEN: usize = 40 << 20;
 /// Decoded nodes that a reader keeps; a leaf has about 2 KiB.
 const NODE_CACHE_COUNT: usize = 4096;
 

@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! body (caller's thread) ── RawFrame ──► compress × cores ── EncodedFrame ──► pack thread
-//!                                                  storage ◄── store thread ◄── FinishedPack
+//!                 storage ◄── put threads: packs ◄── FinishedPack ──┘
+//!                     ▲            └── StoredPack ──► list thread: segments ──┐
+//!                     └───────────────────────────────────────────────────────┘
 //! ```
 //!
 //! Waiting for the storage to sync a pack keeps nobody else from computing.
@@ -20,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::format::limits::SEGMENT_TARGET_CHUNKS;
 use crate::format::name::ObjectName;
 use crate::format::node::ChunkKind;
-use crate::format::pack::PackKind;
+use crate::format::pack::{PackKind, PackTable};
 use crate::format::segment::{Segment, SegmentChunk, SegmentPack};
 use crate::id::{ChunkId, PackId, SegmentId, SessionId};
 use crate::manifest::NodeWriter;
@@ -33,6 +35,8 @@ const ENCODED_QUEUE: usize = 8;
 const FRAMES_IN_FLIGHT: usize = 12;
 /// Packs that wait for the storage while one is being put: 32 MiB each by default.
 const PACK_QUEUE: usize = 1;
+/// Packs that are durable and wait for being listed: a table each.
+const STORED_QUEUE: usize = 4;
 /// Plaintext of a frame of metadata, bytes: nodes are read one by one and hardly compress.
 const METADATA_FRAME_LEN: u32 = 64 << 10;
 
@@ -57,6 +61,10 @@ impl FirstFailure {
         if let Ok(mut slot) = self.0.lock() {
             slot.get_or_insert(error);
         }
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.lock().map_or(true, |slot| slot.is_some())
     }
 
     fn take(&self) -> Option<Error> {
@@ -204,16 +212,24 @@ pub fn write_session<T>(
         drop((raw_receiver, encoded_sender));
         let failed = &failure;
         let (pack_sender, pack_receiver) = bounded::<FinishedPack>(PACK_QUEUE);
+        let (stored_sender, stored_receiver) = bounded::<StoredPack>(STORED_QUEUE);
         let (used_sender, used_receiver) = bounded::<Vec<u8>>(PACK_QUEUE);
         scope.spawn(move || {
             let packer = Packer::new(repository, pack_sender, used_receiver);
             let result = packer.run(&encoded_receiver, &permit_receiver);
-            // where the store thread has failed before, this only follows from it
+            // where a put thread has failed before, this only follows from it
             result.map_err(|error| failed.set(error))
         });
-        let storer = scope.spawn(move || {
-            let storer = Storer::new(repository, session, used_sender);
-            storer.run(&pack_receiver).map_err(|error| failed.set(error))
+        for _ in 0..repository.storage().puts_at_once().max(1) {
+            let (packs, stored, used) = (pack_receiver.clone(), stored_sender.clone(), used_sender.clone());
+            scope.spawn(move || {
+                put_packs(repository, &packs, &stored, &used, failed).map_err(|error| failed.set(error))
+            });
+        }
+        drop((pack_receiver, stored_sender, used_sender));
+        let lister = scope.spawn(move || {
+            let lister = Lister::new(repository, session);
+            lister.run(&stored_receiver).map_err(|error| failed.set(error))
         });
         let mut writer = SessionWriter {
             reader,
@@ -229,9 +245,9 @@ pub fn write_session<T>(
         };
         let result = body(&mut writer).and_then(|value| writer.flush().map(|()| value));
         let reused = std::mem::take(&mut writer.reused);
-        // closes the queue: workers, pack thread and store thread finish what is in it and end
+        // closes the queue: all threads finish what is in it and end
         drop(writer);
-        let written = storer.join();
+        let written = lister.join();
         let value = result?;
         match written {
             Ok(Ok(written)) => Ok((value, Written { reused, ..written })),
@@ -345,20 +361,49 @@ impl<'a> Packer<'a> {
     }
 }
 
-/// Puts packs, and the segments that list them.
-struct Storer<'a> {
+/// A pack that is durable.
+struct StoredPack {
+    id: PackId,
+    kind: PackKind,
+    stored_len: u64,
+    table: PackTable,
+}
+
+/// Puts packs until there are no more; hands on what is to be listed, and their memory.
+fn put_packs(
+    repository: &Repository,
+    packs: &Receiver<FinishedPack>,
+    stored: &Sender<StoredPack>,
+    used: &Sender<Vec<u8>>,
+    failed: &FirstFailure,
+) -> Result<()> {
+    for FinishedPack { id, kind, bytes, table } in packs {
+        if failed.is_set() {
+            // nobody needs the rest: ends the stages before this one too
+            return Err(Error::Cancelled);
+        }
+        repository.storage().put_new(ObjectName::Pack(id), &bytes)?;
+        let pack = StoredPack { id, kind, stored_len: bytes.len() as u64, table };
+        // the list thread is gone only after a failure
+        stored.send(pack).map_err(|_| Error::Cancelled)?;
+        // where nobody takes it, it is freed
+        let _ = used.try_send(bytes);
+    }
+    Ok(())
+}
+
+/// Puts the segments that list packs.
+struct Lister<'a> {
     repository: &'a Repository,
     session: SessionId,
     packs: Vec<SegmentPack>,
     chunks: Vec<SegmentChunk>,
     segment_number: u32,
     written: Written,
-    /// Takes the memory of packs that are stored.
-    used: Sender<Vec<u8>>,
 }
 
-impl<'a> Storer<'a> {
-    fn new(repository: &'a Repository, session: SessionId, used: Sender<Vec<u8>>) -> Self {
+impl<'a> Lister<'a> {
+    fn new(repository: &'a Repository, session: SessionId) -> Self {
         Self {
             repository,
             session,
@@ -366,15 +411,14 @@ impl<'a> Storer<'a> {
             chunks: Vec::new(),
             segment_number: 0,
             written: Written::default(),
-            used,
         }
     }
 
-    /// Puts packs until there are no more. What came before a failure of another stage is put too, and listed: it is
-    /// durable, whoever refers to it.
-    fn run(mut self, packs: &Receiver<FinishedPack>) -> Result<Written> {
+    /// Lists packs until there are no more. What came before a failure of another stage is listed too: it is durable,
+    /// whoever refers to it.
+    fn run(mut self, packs: &Receiver<StoredPack>) -> Result<Written> {
         for pack in packs {
-            self.put(pack)?;
+            self.list(pack);
             if self.chunks.len() >= SEGMENT_TARGET_CHUNKS {
                 self.finish_segment()?;
             }
@@ -383,20 +427,15 @@ impl<'a> Storer<'a> {
         Ok(self.written)
     }
 
-    fn put(&mut self, pack: FinishedPack) -> Result<()> {
-        self.repository.storage().put_new(ObjectName::Pack(pack.id), &pack.bytes)?;
-        let stored_len = pack.bytes.len() as u64;
+    fn list(&mut self, pack: StoredPack) {
         match pack.kind {
-            PackKind::Data => self.written.data_bytes += stored_len,
-            PackKind::Metadata => self.written.metadata_bytes += stored_len,
+            PackKind::Data => self.written.data_bytes += pack.stored_len,
+            PackKind::Metadata => self.written.metadata_bytes += pack.stored_len,
         }
         let number = u32::try_from(self.packs.len()).unwrap_or(u32::MAX);
         self.chunks.extend(pack.table.chunks.iter().map(|chunk| SegmentChunk::in_pack(chunk, number)));
-        let frames = pack.table.frames.clone();
-        self.packs.push(SegmentPack { id: pack.id, kind: pack.kind, stored_len, frames });
-        // where nobody takes it, it is freed
-        let _ = self.used.try_send(pack.bytes);
-        Ok(())
+        let StoredPack { id, kind, stored_len, table } = pack;
+        self.packs.push(SegmentPack { id, kind, stored_len, frames: table.frames });
     }
 
     /// Puts the segment of the packs so far. They are durable: `put_new` has returned for each.

@@ -292,6 +292,10 @@ impl Storage for LocalStorage {
         }
     }
 
+    fn puts_at_once(&self) -> usize {
+        2
+    }
+
     fn replace(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
         let mut temporary = self.write_temporary(name, bytes, false)?;
         std::fs::rename(&temporary.path, self.path(name))

@@ -45,6 +45,11 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// be written again under another name.
     fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()>;
 
+    /// Returns how many objects are put fastest at once: one waits for its sync while another is written.
+    fn puts_at_once(&self) -> usize {
+        1
+    }
+
     /// Replaces an object, for heartbeats only: atomic, not durable.
     ///
     /// # Errors
