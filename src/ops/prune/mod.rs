@@ -135,16 +135,17 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
         return Ok(chosen.report(false));
     }
     let mark = Mark { packs: chosen.packs().map(|pack| pack.id).collect(), points: chosen.drop.clone() };
-    let name = ObjectName::Mark(session.id());
+    let id = session.id();
+    let name = ObjectName::Mark(id);
     let bytes = mark.to_object(repository.id()).map_err(|fault| Error::malformed(name, fault))?;
     if repository.breaks(Rule::MarkBeforeFence) {
-        repository.fence(session.id(), monitor)?;
+        repository.fence(id, monitor)?;
     }
     repository.storage().put_new(name, &bytes)?;
     let swept = rewrite_and_commit(repository, session, &mark, &chosen, &catalog, monitor);
     if swept.is_err() {
-        // the session has aborted itself: the mark means nothing any more, and whoever prunes next clears it
-        let _ = repository.storage().delete(name);
+        // what went wrong is told; a mark that stays is cleared by whoever prunes next
+        let _ = sweep::clear_aborted(repository, id);
     }
     let (sweep, written_bytes) = swept?;
     let deleted_segments = sweep::carry_out(repository, &sweep, monitor)?;

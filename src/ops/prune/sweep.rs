@@ -91,6 +91,22 @@ pub(super) fn clear_marks(repository: &Repository, own: SessionId, monitor: &dyn
     Ok(())
 }
 
+/// Takes the mark of a prune that failed away, if it is certain that it decided nothing: its abort is there. A sweep that
+/// may be there needs its mark, which is how the next prune finds it.
+///
+/// # Errors
+/// Those of the storage; an outcome that cannot be read.
+pub(super) fn clear_aborted(repository: &Repository, session: SessionId) -> Result<()> {
+    let name = ObjectName::Outcome(session);
+    let bytes = repository.storage().get(name, ObjectKind::Outcome.max_object_len())?;
+    let outcome =
+        Outcome::from_object(&bytes, repository.id()).map_err(|fault| Error::malformed(name, fault))?;
+    match outcome {
+        Outcome::Abort { .. } => delete_mark(repository, session),
+        _ => Ok(()),
+    }
+}
+
 fn delete_mark(repository: &Repository, session: SessionId) -> Result<()> {
     repository.storage().delete(ObjectName::Mark(session))?;
     repository.storage().sync_deletes(Folder::Marks)

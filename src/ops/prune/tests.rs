@@ -8,6 +8,7 @@ use crate::ops::RequestedLevel;
 use crate::ops::backup::tests::{World, environment, write};
 use crate::ops::forget::forget;
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
+use crate::storage::fault::{FailingStorage, Fault};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Listed, Storage};
 
@@ -163,6 +164,32 @@ fn cut_off_after_any_change_it_loses_nothing_and_the_next_one_succeeds() {
         cuts += 1;
     }
     assert!(cuts > 15, "only {cuts} changes");
+}
+
+/// A sweep of which it is not known whether it would survive a power cut is decided for whoever sees it: its mark stays.
+#[test]
+fn a_mark_goes_only_behind_an_abort() {
+    for (fault, stays) in [(Fault::FailedSync, true), (Fault::FailedSyncAndGone, false)] {
+        let storage = MemoryStorage::new();
+        let mut world = history(storage.clone());
+        forget_but_last(&mut world);
+        let failing = FailingStorage::at_put(storage.clone(), Folder::Outcomes, 0, fault);
+        let repository =
+            Repository::open(Box::new(failing.clone()), None, &dead_environment(), &Recorder::new()).unwrap();
+        assert!(prune(&repository, &options(), &Recorder::new()).is_err(), "{fault:?}");
+        assert!(failing.has_failed());
+        let marks = storage.list(Folder::Marks).unwrap();
+        assert_eq!(!marks.is_empty(), stays, "{fault:?}");
+        drop(repository);
+        world.reopen();
+        world.check_all_but_findings();
+        let finishing = Recorder::new();
+        prune(&world.repository, &options(), &finishing).unwrap();
+        let finished = finishing.notes().iter().any(|note| note.contains("an earlier prune had decided"));
+        assert_eq!(finished, stays, "{fault:?}: {:?}", finishing.notes());
+        assert_eq!(storage.list(Folder::Marks).unwrap(), []);
+        world.check_all();
+    }
 }
 
 #[test]
