@@ -45,7 +45,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// be written again under another name.
     fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()>;
 
-    /// Replaces an object, for heartbeats only: atomic, not durable.
+    /// Replaces an object: atomic, not durable. For heartbeats, and for outcomes that cannot be read.
     ///
     /// # Errors
     /// [`Error::Io`].

@@ -383,7 +383,7 @@ fn refuse_lost(
     monitor: &dyn Monitor,
 ) -> Result<()> {
     let lost = lost_points::find(repository, catalog, reader, monitor)?;
-    match lost.iter().find(|lost| lost.is_complete) {
+    match lost.points.iter().find(|lost| lost.is_complete) {
         None => Ok(()),
         Some(lost) => Err(Error::Damaged(format!(
             "{} is missing, which made a point of {}; nothing is deleted before `vmkeep repair points`",
@@ -436,6 +436,8 @@ fn rewrite_and_commit(
     let mut kept: Vec<&PointRecord> = all.filter(|record| !dropped.contains(&record.id)).collect();
     kept.sort_by_key(|record| (record.time_ms, record.id));
     let reader = ChunkReader::new(repository, &view);
+    // a point that was made, and lost its outcome, since the choice
+    refuse_lost(repository, catalog, &reader, monitor)?;
     let live = Live::of(repository, &reader, kept.iter().copied(), monitor)?;
     let marked: HashSet<PackId> = mark.packs.iter().copied().collect();
     let scope = rewrite::Scope {

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::format::point::Level;
-use crate::monitor::Recorder;
+use crate::monitor::{Recorder, TaskId};
 use crate::ops::RequestedLevel;
 use crate::ops::backup::tests::{World, environment, write};
 use crate::ops::forget::forget;
@@ -212,6 +212,55 @@ fn a_running_backup_is_waited_for_and_loses_nothing() {
     });
     assert_eq!(report.dropped_points.len(), 2);
     world.check_all();
+}
+
+/// Something happens while a prune waits in its fence.
+struct WhileWaiting<F>(F);
+
+impl<F: Fn() + Send + Sync> Monitor for WhileWaiting<F> {
+    fn start(&self, _name: &str, _total_bytes: u64) -> TaskId {
+        TaskId(0)
+    }
+
+    fn advance(&self, _task: TaskId, _bytes: u64) {}
+
+    fn finish(&self, _task: TaskId) {}
+
+    fn warn(&self, _message: &str) {}
+
+    fn note(&self, message: &str) {
+        if message.starts_with("waiting for session") {
+            (self.0)();
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// A point that loses its outcome behind the choice looks like what a killed session left, and is not.
+#[test]
+fn an_outcome_that_is_lost_meanwhile_stops_it() {
+    let storage = MemoryStorage::new();
+    let mut world = history(storage.clone());
+    forget_but_last(&mut world);
+    let lost = ObjectName::Outcome(SessionId::from(world.kept[0].id));
+    let before = storage.list(Folder::Packs).unwrap();
+    let session =
+        std::sync::Mutex::new(Some(Session::begin(&world.repository, SessionKind::Backup).unwrap()));
+    let meanwhile = WhileWaiting(|| {
+        storage.tamper(lost, |_| None);
+        drop(session.lock().unwrap().take());
+    });
+    let stopped = prune(&world.repository, &options(), &meanwhile);
+    assert!(stopped.is_err_and(|error| error.to_string().contains(&lost.to_string())));
+    assert!(storage.len(lost).is_err());
+    let after = storage.list(Folder::Packs).unwrap();
+    assert!(before.iter().all(|listed| after.contains(listed)), "something was deleted");
+    let back = crate::ops::repair::repair_points(&world.repository, false, &Recorder::new()).unwrap();
+    assert_eq!(back.brought_back, [world.kept[0].id]);
+    world.check_reads();
 }
 
 #[test]

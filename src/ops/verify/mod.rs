@@ -196,7 +196,7 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
     let reader = ChunkReader::new(repository, &view);
     if wanted.is_none() {
         check_folders(repository, &mut findings)?;
-        for lost in lost_points::find(repository, &catalog, &reader, monitor)? {
+        for lost in lost_points::find(repository, &catalog, &reader, monitor)?.points {
             let name = ObjectName::Outcome(lost.record.id.into());
             let rest = if lost.is_complete {
                 "; `vmkeep repair points` brings it back"
