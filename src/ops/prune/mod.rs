@@ -171,7 +171,8 @@ fn remove_leftovers(repository: &Repository, leftovers: &[Leftover], monitor: &d
     Ok(())
 }
 
-/// Two prunes at once would wait for one another. One of another host is taken for dead as in a fence.
+/// Two prunes at once would wait for one another. One that lives shows it within a heartbeat. That there is a process of
+/// its id does not tell: another program may have it by now, or the prune hangs.
 fn refuse_second_prune(repository: &Repository, own: &Session, monitor: &dyn Monitor) -> Result<()> {
     for other in repository.open_sessions()? {
         let is_prune = other.record.as_ref().is_some_and(|record| record.kind == SessionKind::Prune);
@@ -179,17 +180,14 @@ fn refuse_second_prune(repository: &Repository, own: &Session, monitor: &dyn Mon
             continue;
         }
         let host = other.record.map(|record| record.host).unwrap_or_default();
-        if host != repository.environment().host {
-            monitor.note(&format!("waiting for a sign of life of a prune on {host} (session {})", other.id));
-            if !repository.shows_life(other.id, monitor)? {
-                repository.end_session(other.id, own.id(), "it showed no sign of life")?;
-                continue;
-            }
+        monitor.note(&format!("waiting for a sign of life of a prune on {host} (session {})", other.id));
+        if repository.shows_life(other.id, monitor)? {
+            return Err(Error::Busy {
+                object: repository.storage().url(),
+                why: format!("another prune runs on {host} (session {})", other.id),
+            });
         }
-        return Err(Error::Busy {
-            object: repository.storage().url(),
-            why: format!("another prune runs on {host} (session {})", other.id),
-        });
+        repository.end_session(other.id, own.id(), "it showed no sign of life")?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::*;
 use crate::format::point::Level;
@@ -8,6 +9,7 @@ use crate::ops::RequestedLevel;
 use crate::ops::backup::tests::{World, environment, write};
 use crate::ops::forget::forget;
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
+use crate::repo::Timing;
 use crate::storage::fault::{FailingStorage, Fault};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Listed, Storage};
@@ -212,6 +214,68 @@ fn a_running_backup_is_waited_for_and_loses_nothing() {
     });
     assert_eq!(report.dropped_points.len(), 2);
     world.check_all();
+}
+
+fn patient_for(millis: u64) -> crate::repo::Environment {
+    let (dead_after, poll) = (Duration::from_millis(millis), Duration::from_millis(5));
+    let timing = Timing { heartbeat: Duration::from_millis(20), dead_after, poll, ..Timing::default() };
+    crate::repo::Environment { timing, ..environment() }
+}
+
+/// One that was killed, and whose process id another program has now, is in nobody's way; nor is one that hangs.
+#[test]
+fn a_prune_that_shows_no_sign_of_life_is_ended_whatever_process_there_is() {
+    let storage = MemoryStorage::new();
+    let mut world = history(storage.clone());
+    forget_but_last(&mut world);
+    // process 1 is there, and this session's first heartbeat is a minute away
+    let silent = Session::begin(&world.repository, SessionKind::Prune).unwrap();
+    let open = |environment| {
+        Repository::open(Box::new(storage.clone()), None, &environment, &Recorder::new()).unwrap()
+    };
+    let report = prune(&open(patient_for(200)), &options(), &Recorder::new()).unwrap();
+    assert_eq!(report.dropped_points.len(), 2);
+    assert!(matches!(silent.commit(&Outcome::Done), Err(Error::Fenced { .. })));
+    let alive = Session::begin(&open(patient_for(60_000)), SessionKind::Prune).unwrap();
+    let second = prune(&open(patient_for(60_000)), &options(), &Recorder::new());
+    assert!(matches!(second, Err(Error::Busy { .. })), "{second:?}");
+    alive.commit(&Outcome::Done).unwrap();
+    world.check_all();
+}
+
+/// Two machines may have one name: only of this machine another boot says that the process is gone.
+#[test]
+fn a_session_is_dead_only_on_the_machine_that_knows_it() {
+    let world = World::new(&[1 << 20]);
+    let on = |host: &str, boot_id: &str| crate::repo::Environment {
+        host: host.into(),
+        boot_id: boot_id.into(),
+        ..dead_environment()
+    };
+    let here = on("localhost", "m1/boot2");
+    let open = |environment: &crate::repo::Environment| {
+        Repository::open(Box::new(world.storage.clone()), None, environment, &Recorder::new()).unwrap()
+    };
+    let looking = Repository::open(
+        Box::new(world.storage.clone()),
+        None,
+        &crate::repo::Environment { process_id: 1, ..here.clone() },
+        &Recorder::new(),
+    )
+    .unwrap();
+    for (environment, is_dead) in [
+        (on("localhost", "m1/boot1"), true),
+        (here, true),
+        (on("localhost", "m2/boot1"), false),
+        (on("localhost", "boot1"), false),
+        (on("other", "m1/boot1"), false),
+    ] {
+        let session = Session::begin(&open(&environment), SessionKind::Backup).unwrap();
+        let found = looking.open_sessions().unwrap();
+        let dead: Vec<bool> = found.iter().map(|session| looking.is_dead_here(session)).collect();
+        assert_eq!(dead, [is_dead], "{environment:?}");
+        session.abort("test").unwrap();
+    }
 }
 
 /// Something happens while a prune waits in its fence.

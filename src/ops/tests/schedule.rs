@@ -195,7 +195,9 @@ enum Done {
 
 fn environment_of(rule: Option<Rule>, impatient: bool) -> Environment {
     let dead_after = if impatient { Duration::ZERO } else { Duration::from_secs(600) };
-    let timing = Timing { dead_after, poll: Duration::from_micros(50), broken: rule, ..Timing::default() };
+    // soon enough for a prune that waits to see that the other one lives
+    let (heartbeat, poll) = (Duration::from_millis(5), Duration::from_micros(50));
+    let timing = Timing { heartbeat, dead_after, poll, broken: rule };
     Environment { timing, ..environment() }
 }
 
