@@ -55,12 +55,34 @@ impl Default for PruneOptions {
     }
 }
 
+/// What a prune does with a pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PackAction {
+    /// Nothing in it is needed.
+    Delete,
+    /// What is needed of it is written anew.
+    Rewrite,
+}
+
+/// One pack of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PlannedPack {
+    pub pack: PackId,
+    pub action: PackAction,
+    pub stored_bytes: u64,
+    /// Those of them that nothing needs, as far as plaintext tells.
+    pub unused_bytes: u64,
+}
+
 /// What was done, or with a dry run what would be.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PruneReport {
     /// Forgotten points that are gone for good.
     pub dropped_points: Vec<PointId>,
     pub live_chunks: u64,
+    /// The plan: every pack that goes.
+    pub packs: Vec<PlannedPack>,
     pub deleted_packs: u64,
     pub deleted_bytes: u64,
     /// Packs of which a part was written anew; they are among the deleted ones.
@@ -115,6 +137,7 @@ fn grow_reserve(repository: &Repository, monitor: &dyn Monitor) {
 fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Monitor) -> Result<PruneReport> {
     if options.dry_run {
         let (catalog, view) = repository.refresh(monitor)?;
+        sweep::note_decided(repository, monitor)?;
         let chosen = choose_all(repository, &catalog, &view, options, monitor)?;
         return Ok(chosen.report(true));
     }
@@ -214,6 +237,15 @@ impl Chosen {
     fn report(&self, dry_run: bool) -> PruneReport {
         let len = |packs: &[PackUse]| packs.iter().map(|pack| pack.stored_len).sum::<u64>();
         let (deleted, repacked) = (len(&self.plan.delete), len(&self.plan.repack));
+        let planned = |action: PackAction| {
+            move |pack: &PackUse| PlannedPack {
+                pack: pack.id,
+                action,
+                stored_bytes: pack.stored_len,
+                unused_bytes: pack.unused_len(),
+            }
+        };
+        let rewritten = self.plan.repack.iter().map(planned(PackAction::Rewrite));
         let kept: u64 = self
             .plan
             .repack
@@ -223,6 +255,7 @@ impl Chosen {
         PruneReport {
             dropped_points: self.drop.clone(),
             live_chunks: self.live_chunks as u64,
+            packs: self.plan.delete.iter().map(planned(PackAction::Delete)).chain(rewritten).collect(),
             deleted_packs: (self.plan.delete.len() + self.plan.repack.len()) as u64,
             deleted_bytes: deleted + repacked,
             repacked_packs: self.plan.repack.len() as u64,
@@ -266,22 +299,18 @@ fn choose_all(
         // what is left of it is written anew, and the record of its damage goes with it
         uses.entry(id).and_modify(|pack| pack.is_damaged = true);
     }
-    if repository.open_sessions()?.iter().all(|session| is_prune(session.record.as_ref())) {
+    // a dry run ends nobody: those whose process is gone are as good as ended
+    let (dead, open): (Vec<_>, Vec<_>) =
+        repository.open_sessions()?.into_iter().partition(|session| repository.is_dead_here(session));
+    if open.iter().all(|session| is_prune(session.record.as_ref())) {
         // packs that no segment speaks of: nobody is at work, so they are what killed sessions left
-        for (id, len) in view.packs() {
-            uses.entry(*id).or_insert(PackUse {
-                id: *id,
-                kind: crate::format::pack::PackKind::Data,
-                stored_len: *len,
-                raw_len: 0,
-                live_len: 0,
-                is_damaged: false,
-            });
-        }
+        view.packs()
+            .iter()
+            .for_each(|(id, len)| drop(uses.entry(*id).or_insert(PackUse::of_nobody(*id, *len))));
     }
     let mut merge =
         if small.len() > SMALL_SEGMENTS && options.max_repack_bytes > 0 { small } else { HashSet::new() };
-    merge.extend(spare.all());
+    merge.extend(spare.all(&dead.iter().map(|session| session.id).collect()));
     let bounds = Bounds {
         max_unused_permille: options.max_unused_permille,
         max_repack: options.max_repack_bytes,

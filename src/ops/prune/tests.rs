@@ -185,6 +185,9 @@ fn a_mark_goes_only_behind_an_abort() {
         drop(repository);
         world.reopen();
         world.check_all_but_findings();
+        let planning = Recorder::new();
+        prune(&world.repository, &PruneOptions { dry_run: true, ..options() }, &planning).unwrap();
+        assert_eq!(planning.warnings().len(), usize::from(stays), "a plan says what comes before it");
         let finishing = Recorder::new();
         prune(&world.repository, &options(), &finishing).unwrap();
         let finished = finishing.notes().iter().any(|note| note.contains("an earlier prune had decided"));
@@ -276,6 +279,50 @@ fn a_session_is_dead_only_on_the_machine_that_knows_it() {
         assert_eq!(dead, [is_dead], "{environment:?}");
         session.abort("test").unwrap();
     }
+}
+
+/// What a killed backup had stored is in the plan of a dry run, which ends nobody.
+#[test]
+fn the_plan_of_a_dry_run_is_the_plan_that_runs() {
+    let storage = MemoryStorage::new();
+    let mut world = history(storage.clone());
+    let cut = CutOff { inner: storage.clone(), left: Arc::new(AtomicU64::new(u64::MAX)) };
+    let killed =
+        Repository::open(Box::new(cut.clone()), None, &dead_environment(), &Recorder::new()).unwrap();
+    let known = storage.list(Folder::Packs).unwrap();
+    let mut other = World::resume(killed, &world.contents(), Vec::new());
+    write(&mut other, 4 << 20, 300 << 10, 77);
+    // its registration, a pack of data, two of metadata, a segment; no outcome
+    cut.left.store(5, Ordering::SeqCst);
+    assert!(other.try_backup(RequestedLevel::Auto).is_err());
+    drop(other);
+    let stored = storage.list(Folder::Packs).unwrap();
+    let left: Vec<PackId> = stored
+        .iter()
+        .filter_map(|listed| match listed.name {
+            ObjectName::Pack(id) if !known.contains(listed) => Some(id),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((left.len(), storage.list(Folder::Sessions).unwrap().len()), (3, 1));
+    forget_but_last(&mut world);
+    let dry = PruneOptions { dry_run: true, ..options() };
+    let planned = prune(&world.repository, &dry, &Recorder::new()).unwrap();
+    let is_planned = |id: &PackId| planned.packs.iter().any(|planned| planned.pack == *id);
+    assert!(left.iter().all(is_planned), "what a killed backup left is not in the plan");
+    let before = storage.list(Folder::Packs).unwrap();
+    assert_eq!(before, stored, "a dry run changed something");
+    let report = prune(&world.repository, &options(), &Recorder::new()).unwrap();
+    assert_eq!(
+        (&planned.packs, &planned.dropped_points, planned.merged_segments, planned.live_chunks),
+        (&report.packs, &report.dropped_points, report.merged_segments, report.live_chunks)
+    );
+    let after = storage.list(Folder::Packs).unwrap();
+    let gone = before.iter().filter(|listed| !after.contains(listed)).map(|listed| listed.name);
+    let planned: HashSet<ObjectName> =
+        planned.packs.iter().map(|planned| ObjectName::Pack(planned.pack)).collect();
+    assert_eq!(gone.collect::<HashSet<_>>(), planned, "what went is what was planned");
+    world.check_all();
 }
 
 /// Something happens while a prune waits in its fence.
