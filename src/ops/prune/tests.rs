@@ -305,6 +305,14 @@ fn the_plan_of_a_dry_run_is_the_plan_that_runs() {
         })
         .collect();
     assert_eq!((left.len(), storage.list(Folder::Sessions).unwrap().len()), (3, 1));
+    // whatever becomes of them: no point needs them, and a verify says that it did not read them
+    storage.tamper(ObjectName::Pack(left[0]), |mut bytes| {
+        bytes[100] ^= 1;
+        Some(bytes)
+    });
+    let verified = verify(&world.repository, &VerifyOptions::default(), &Recorder::new()).unwrap();
+    assert_eq!((verified.findings.len(), verified.unlisted_packs), (0, 3));
+    assert!(verified.unlisted_bytes > 300 << 10, "{verified:?}");
     forget_but_last(&mut world);
     let dry = PruneOptions { dry_run: true, ..options() };
     let planned = prune(&world.repository, &dry, &Recorder::new()).unwrap();
