@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 use vmkeep::error::Result;
-use vmkeep::ops::prune::{PruneOptions, PruneReport, prune};
+use vmkeep::format::name::ObjectName;
+use vmkeep::ops::prune::{PackAction, PruneOptions, PruneReport, prune};
 
 use super::exit::Exit;
 use super::work::Work;
@@ -10,11 +11,11 @@ use super::{App, units};
 
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
-  vmkeep prune -n
+  vmkeep prune -n -v
   vmkeep prune --max-unused 10%
 
 Backups may run meanwhile: prune waits for those that began before it, and later ones rely on nothing that it is \
-about to delete.")]
+about to delete. -v lists every pack that goes.")]
 pub struct Args {
     /// Unused bytes that may stay, of all that is stored
     #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = parse_permille)]
@@ -76,6 +77,15 @@ pub fn print(app: &App, report: &PruneReport) -> Result<()> {
     }
     if app.output.quiet {
         return Ok(());
+    }
+    for planned in report.packs.iter().filter(|_| app.output.verbose) {
+        let action = match planned.action {
+            PackAction::Delete => "delete",
+            PackAction::Rewrite => "rewrite",
+        };
+        let (stored, unused) = (units::size(planned.stored_bytes), units::size(planned.unused_bytes));
+        app.output
+            .line(&format!("{action} {}: {stored}, {unused} unused", ObjectName::Pack(planned.pack)))?;
     }
     let (before, after) = (report.stored_before_bytes, report.stored_after_bytes);
     let verb = if report.dry_run { "would drop" } else { "dropped" };

@@ -13,7 +13,7 @@ use super::verify::image_input;
 use super::work::{Work, environment};
 use super::{App, units};
 
-/// What can be repaired. Nothing is ever deleted.
+/// What can be repaired. No content is ever deleted.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List packs that no index segment lists, from their own tables
@@ -164,8 +164,8 @@ fn points(app: &App, work: &Work, dry_run: bool) -> Result<Exit> {
             false => format!("{}: its outcome was lost, and was made anew", id.short()),
         }))
         .chain(report.removed.iter().map(|name| match dry_run {
-            true => format!("{name}: cannot be read and made no point; it would be removed"),
-            false => format!("{name}: could not be read and made no point; removed"),
+            true => format!("{name}: cannot be read and made no point; it would be put away"),
+            false => format!("{name}: could not be read and made no point; put away"),
         }))
         .chain(
             (report.points.is_empty() && report.brought_back.is_empty() && report.removed.is_empty())

@@ -42,7 +42,7 @@ pub struct Args {
     /// Check listings, outcomes, segments and maps; read no disk content
     #[arg(long, group = "depth")]
     structure: bool,
-    /// Also read every pack and compare its hash with its name
+    /// Also read every pack that the index lists and compare its hash with its name
     #[arg(long, group = "depth")]
     packs: bool,
     /// Also check every chunk in the packs against its id, which is the default
@@ -179,6 +179,12 @@ fn summary(app: &App, report: &VerifyReport) -> Result<()> {
     );
     if let Some(sample) = &report.sample {
         line += &format!("; a sample of {} of {}", sample.packs, count(sample.of_packs, "pack"));
+    }
+    if report.unlisted_packs > 0 {
+        let (packs, bytes) = (count(report.unlisted_packs, "pack"), units::size(report.unlisted_bytes));
+        line += &format!(
+            "; {packs} of {bytes} that no segment lists, of a session at work or a killed one, not read"
+        );
     }
     if report.skipped_points > 0 {
         line += &format!("; {} verified lately and left out", count(report.skipped_points, "point"));

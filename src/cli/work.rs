@@ -26,11 +26,21 @@ pub struct Work {
 /// [`Error::Io`] if the system does not tell.
 pub fn environment() -> Result<Environment> {
     const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+    const MACHINE_ID: &str = "/etc/machine-id";
     let boot_id = std::fs::read_to_string(BOOT_ID).map_err(|error| Error::io("read", BOOT_ID, error))?;
     let system = rustix::system::uname();
+    let boot_id = match std::fs::read_to_string(MACHINE_ID) {
+        // not to be given away as it is: machine-id(5)
+        Ok(machine) if !machine.trim().is_empty() => {
+            let hash = blake3::derive_key("vmkeep boot id of a session", machine.trim().as_bytes());
+            let machine: String = blake3::Hash::from(hash).to_hex().chars().take(16).collect();
+            format!("{machine}/{}", boot_id.trim())
+        }
+        _ => boot_id.trim().to_owned(),
+    };
     Ok(Environment {
         host: system.nodename().to_string_lossy().into_owned(),
-        boot_id: boot_id.trim().to_owned(),
+        boot_id,
         process_id: std::process::id(),
         program: format!("vmkeep {VERSION}"),
         now_ms: || jiff::Timestamp::now().as_millisecond(),

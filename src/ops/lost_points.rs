@@ -30,6 +30,14 @@ pub(super) struct LostPoint {
     pub is_complete: bool,
 }
 
+/// What was found.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LostPoints {
+    pub points: Vec<LostPoint>,
+    /// There is a copy of a record that cannot be read: it may be of any session.
+    pub has_unreadable: bool,
+}
+
 /// Finds them. Costs a read for each copy of a record that no outcome has.
 ///
 /// # Errors
@@ -39,11 +47,15 @@ pub(super) fn find(
     catalog: &Catalog,
     reader: &ChunkReader<'_>,
     monitor: &dyn Monitor,
-) -> Result<Vec<LostPoint>> {
+) -> Result<LostPoints> {
     let mut found: BTreeMap<PointId, LostPoint> = BTreeMap::new();
+    let mut has_unreadable = false;
     for id in unknown_copies(repository, catalog, monitor)? {
         monitor.check()?;
-        let Some(record) = read_record(reader, id)? else { continue };
+        let Some(record) = read_record(reader, id)? else {
+            has_unreadable = true;
+            continue;
+        };
         let session = SessionId::from(record.id);
         if catalog.is_swept(record.id) || found.contains_key(&record.id) {
             continue;
@@ -55,7 +67,7 @@ pub(super) fn find(
         let is_complete = is_complete(repository, reader, &record, monitor)?;
         found.insert(record.id, LostPoint { record, is_unreadable, is_complete });
     }
-    Ok(found.into_values().collect())
+    Ok(LostPoints { points: found.into_values().collect(), has_unreadable })
 }
 
 /// Returns the ids of copies of records that belong to no point that there is.

@@ -96,7 +96,8 @@ impl Repository {
         }
     }
 
-    /// Returns true if the session ran on this host and its process is gone.
+    /// Returns true if the session ran on this host and its process is certain to be gone. Of two machines of one name, each
+    /// has boots of its own.
     pub fn is_dead_here(&self, session: &OpenSession) -> bool {
         let Some(record) = &session.record else { return false };
         let environment = self.environment();
@@ -104,7 +105,9 @@ impl Repository {
             return false;
         }
         if record.boot_id != environment.boot_id {
-            return true;
+            let machine = record.boot_id.split_once('/').map(|(machine, _)| machine);
+            let own = environment.boot_id.split_once('/').map(|(machine, _)| machine);
+            return machine.is_some() && machine == own;
         }
         let lives = Path::new("/proc").join(record.process_id.to_string()).exists();
         !lives && record.process_id != environment.process_id

@@ -60,7 +60,7 @@ const MAX_RESERVE_LEN: u64 = 64 << 20;
 #[derive(Debug, Clone)]
 pub struct Environment {
     pub host: String,
-    /// Changes at every boot of the host.
+    /// Changes at every boot of the host. What is before a slash names the machine, and stays.
     pub boot_id: String,
     pub process_id: u32,
     /// Program and version, for the records.

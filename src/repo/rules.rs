@@ -28,6 +28,8 @@ pub(crate) enum Rule {
     SegmentsBeforePacks,
     /// U1: a marked point cannot be had back.
     HeedMarkedPoints,
+    /// R2: a repaired point is made of one that is there and in no mark.
+    RepairOfPointsThatStay,
     /// U3, U4: the tombstone goes before the outcome is there.
     UndeleteBeforeOutcome,
 }

@@ -248,11 +248,18 @@ pub(crate) struct FailingStorage {
     inner: MemoryStorage,
     left: Arc<AtomicU64>,
     fault: Fault,
+    /// Only puts into this folder are counted.
+    only: Option<Folder>,
 }
 
 impl FailingStorage {
     pub(crate) fn new(inner: MemoryStorage, at: u64, fault: Fault) -> Self {
-        Self { inner, left: Arc::new(AtomicU64::new(at)), fault }
+        Self { inner, left: Arc::new(AtomicU64::new(at)), fault, only: None }
+    }
+
+    /// The put number `at` into a folder goes wrong, and nothing else.
+    pub(crate) fn at_put(inner: MemoryStorage, folder: Folder, at: u64, fault: Fault) -> Self {
+        Self { only: Some(folder), ..Self::new(inner, at, fault) }
     }
 
     /// Returns true once the operation has gone wrong.
@@ -267,9 +274,13 @@ impl FailingStorage {
     }
 
     fn change(&self, name: &str, change: impl FnOnce() -> Result<()>) -> Result<()> {
-        if !self.is_due() {
+        if self.only.is_some() || !self.is_due() {
             return change();
         }
+        self.fail(name, change)
+    }
+
+    fn fail(&self, name: &str, change: impl FnOnce() -> Result<()>) -> Result<()> {
         if self.fault.is_done() {
             change()?;
         }
@@ -277,7 +288,7 @@ impl FailingStorage {
     }
 
     fn read<T>(&self, name: &str, read: impl FnOnce() -> Result<T>) -> Result<T> {
-        if self.is_due() {
+        if self.only.is_none() && self.is_due() {
             return Err(Fault::Eio.error(name));
         }
         read()
@@ -290,7 +301,11 @@ impl Storage for FailingStorage {
     }
 
     fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
-        self.change(&name.to_string(), || self.inner.put_new(name, bytes))
+        let put = || self.inner.put_new(name, bytes);
+        if self.only.is_some_and(|only| name.folder() == Some(only)) && self.is_due() {
+            return self.fail(&name.to_string(), put);
+        }
+        self.change(&name.to_string(), put)
     }
 
     fn replace(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {

@@ -50,7 +50,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
         1
     }
 
-    /// Replaces an object, for heartbeats only: atomic, not durable.
+    /// Replaces an object: atomic, not durable. For heartbeats, and for outcomes that cannot be read.
     ///
     /// # Errors
     /// [`Error::Io`].

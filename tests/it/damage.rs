@@ -15,6 +15,7 @@ use vmkeep::ops::prune::{PruneOptions, prune};
 use vmkeep::ops::repair::repair_points;
 use vmkeep::ops::restore::{ImageFormat, OnDamage, RestoreOptions, RestoreOutput, restore};
 use vmkeep::ops::verify::{VerifyLevel, VerifyOptions, verify};
+use vmkeep::repo::catalog::Ended;
 use vmkeep::repo::{CreateOptions, Environment, Repository};
 use vmkeep::source::image::ImageFileFormat;
 use vmkeep::storage::Storage;
@@ -271,7 +272,7 @@ fn a_lost_outcome_is_noticed_and_made_anew() {
     }
 }
 
-/// An outcome that cannot be read is found and made anew from the copy of the record; what made no point is removed, so that
+/// An outcome that cannot be read is found and made anew from the copy of the record; what made no point is put away, so that
 /// a prune can go on.
 #[test]
 fn an_unreadable_outcome_is_made_anew_or_removed() {
@@ -304,6 +305,9 @@ fn an_unreadable_outcome_is_made_anew_or_removed() {
     assert_eq!(break_it(*tombstone).removed, [tombstone.to_string()]);
     let outcome = new.iter().find(|name| name.folder() == Some(Folder::Outcomes)).unwrap();
     assert_eq!(break_it(*outcome).removed, [outcome.to_string()]);
+    let ObjectName::Outcome(session) = *outcome else { panic!("{outcome}") };
+    let ended = small.open().unwrap().catalog(&Recorder::new()).unwrap().ended(session);
+    assert_eq!(ended, Some(Ended::Aborted), "somebody else could use the name");
     assert_eq!(small.check_restores(), 2);
     prune(&small.open().unwrap(), &PruneOptions::default(), &Recorder::new()).unwrap();
     assert!(!small.is_found());

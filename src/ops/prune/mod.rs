@@ -55,12 +55,34 @@ impl Default for PruneOptions {
     }
 }
 
+/// What a prune does with a pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PackAction {
+    /// Nothing in it is needed.
+    Delete,
+    /// What is needed of it is written anew.
+    Rewrite,
+}
+
+/// One pack of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PlannedPack {
+    pub pack: PackId,
+    pub action: PackAction,
+    pub stored_bytes: u64,
+    /// Those of them that nothing needs, as far as plaintext tells.
+    pub unused_bytes: u64,
+}
+
 /// What was done, or with a dry run what would be.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PruneReport {
     /// Forgotten points that are gone for good.
     pub dropped_points: Vec<PointId>,
     pub live_chunks: u64,
+    /// The plan: every pack that goes.
+    pub packs: Vec<PlannedPack>,
     pub deleted_packs: u64,
     pub deleted_bytes: u64,
     /// Packs of which a part was written anew; they are among the deleted ones.
@@ -115,6 +137,7 @@ fn grow_reserve(repository: &Repository, monitor: &dyn Monitor) {
 fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Monitor) -> Result<PruneReport> {
     if options.dry_run {
         let (catalog, view) = repository.refresh(monitor)?;
+        sweep::note_decided(repository, monitor)?;
         let chosen = choose_all(repository, &catalog, &view, options, monitor)?;
         return Ok(chosen.report(true));
     }
@@ -135,16 +158,17 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
         return Ok(chosen.report(false));
     }
     let mark = Mark { packs: chosen.packs().map(|pack| pack.id).collect(), points: chosen.drop.clone() };
-    let name = ObjectName::Mark(session.id());
+    let id = session.id();
+    let name = ObjectName::Mark(id);
     let bytes = mark.to_object(repository.id()).map_err(|fault| Error::malformed(name, fault))?;
     if repository.breaks(Rule::MarkBeforeFence) {
-        repository.fence(session.id(), monitor)?;
+        repository.fence(id, monitor)?;
     }
     repository.storage().put_new(name, &bytes)?;
     let swept = rewrite_and_commit(repository, session, &mark, &chosen, &catalog, monitor);
     if swept.is_err() {
-        // the session has aborted itself: the mark means nothing any more, and whoever prunes next clears it
-        let _ = repository.storage().delete(name);
+        // what went wrong is told; a mark that stays is cleared by whoever prunes next
+        let _ = sweep::clear_aborted(repository, id);
     }
     let (sweep, written_bytes) = swept?;
     let deleted_segments = sweep::carry_out(repository, &sweep, monitor)?;
@@ -170,7 +194,8 @@ fn remove_leftovers(repository: &Repository, leftovers: &[Leftover], monitor: &d
     Ok(())
 }
 
-/// Two prunes at once would wait for one another. One of another host is taken for dead as in a fence.
+/// Two prunes at once would wait for one another. One that lives shows it within a heartbeat. That there is a process of
+/// its id does not tell: another program may have it by now, or the prune hangs.
 fn refuse_second_prune(repository: &Repository, own: &Session, monitor: &dyn Monitor) -> Result<()> {
     for other in repository.open_sessions()? {
         let is_prune = other.record.as_ref().is_some_and(|record| record.kind == SessionKind::Prune);
@@ -178,17 +203,14 @@ fn refuse_second_prune(repository: &Repository, own: &Session, monitor: &dyn Mon
             continue;
         }
         let host = other.record.map(|record| record.host).unwrap_or_default();
-        if host != repository.environment().host {
-            monitor.note(&format!("waiting for a sign of life of a prune on {host} (session {})", other.id));
-            if !repository.shows_life(other.id, monitor)? {
-                repository.end_session(other.id, own.id(), "it showed no sign of life")?;
-                continue;
-            }
+        monitor.note(&format!("waiting for a sign of life of a prune on {host} (session {})", other.id));
+        if repository.shows_life(other.id, monitor)? {
+            return Err(Error::Busy {
+                object: repository.storage().url(),
+                why: format!("another prune runs on {host} (session {})", other.id),
+            });
         }
-        return Err(Error::Busy {
-            object: repository.storage().url(),
-            why: format!("another prune runs on {host} (session {})", other.id),
-        });
+        repository.end_session(other.id, own.id(), "it showed no sign of life")?;
     }
     Ok(())
 }
@@ -215,6 +237,15 @@ impl Chosen {
     fn report(&self, dry_run: bool) -> PruneReport {
         let len = |packs: &[PackUse]| packs.iter().map(|pack| pack.stored_len).sum::<u64>();
         let (deleted, repacked) = (len(&self.plan.delete), len(&self.plan.repack));
+        let planned = |action: PackAction| {
+            move |pack: &PackUse| PlannedPack {
+                pack: pack.id,
+                action,
+                stored_bytes: pack.stored_len,
+                unused_bytes: pack.unused_len(),
+            }
+        };
+        let rewritten = self.plan.repack.iter().map(planned(PackAction::Rewrite));
         let kept: u64 = self
             .plan
             .repack
@@ -224,6 +255,7 @@ impl Chosen {
         PruneReport {
             dropped_points: self.drop.clone(),
             live_chunks: self.live_chunks as u64,
+            packs: self.plan.delete.iter().map(planned(PackAction::Delete)).chain(rewritten).collect(),
             deleted_packs: (self.plan.delete.len() + self.plan.repack.len()) as u64,
             deleted_bytes: deleted + repacked,
             repacked_packs: self.plan.repack.len() as u64,
@@ -267,22 +299,18 @@ fn choose_all(
         // what is left of it is written anew, and the record of its damage goes with it
         uses.entry(id).and_modify(|pack| pack.is_damaged = true);
     }
-    if repository.open_sessions()?.iter().all(|session| is_prune(session.record.as_ref())) {
+    // a dry run ends nobody: those whose process is gone are as good as ended
+    let (dead, open): (Vec<_>, Vec<_>) =
+        repository.open_sessions()?.into_iter().partition(|session| repository.is_dead_here(session));
+    if open.iter().all(|session| is_prune(session.record.as_ref())) {
         // packs that no segment speaks of: nobody is at work, so they are what killed sessions left
-        for (id, len) in view.packs() {
-            uses.entry(*id).or_insert(PackUse {
-                id: *id,
-                kind: crate::format::pack::PackKind::Data,
-                stored_len: *len,
-                raw_len: 0,
-                live_len: 0,
-                is_damaged: false,
-            });
-        }
+        view.packs()
+            .iter()
+            .for_each(|(id, len)| drop(uses.entry(*id).or_insert(PackUse::of_nobody(*id, *len))));
     }
     let mut merge =
         if small.len() > SMALL_SEGMENTS && options.max_repack_bytes > 0 { small } else { HashSet::new() };
-    merge.extend(spare.all());
+    merge.extend(spare.all(&dead.iter().map(|session| session.id).collect()));
     let bounds = Bounds {
         max_unused_permille: options.max_unused_permille,
         max_repack: options.max_repack_bytes,
@@ -382,7 +410,7 @@ fn refuse_lost(
     monitor: &dyn Monitor,
 ) -> Result<()> {
     let lost = lost_points::find(repository, catalog, reader, monitor)?;
-    match lost.iter().find(|lost| lost.is_complete) {
+    match lost.points.iter().find(|lost| lost.is_complete) {
         None => Ok(()),
         Some(lost) => Err(Error::Damaged(format!(
             "{} is missing, which made a point of {}; nothing is deleted before `vmkeep repair points`",
@@ -435,6 +463,8 @@ fn rewrite_and_commit(
     let mut kept: Vec<&PointRecord> = all.filter(|record| !dropped.contains(&record.id)).collect();
     kept.sort_by_key(|record| (record.time_ms, record.id));
     let reader = ChunkReader::new(repository, &view);
+    // a point that was made, and lost its outcome, since the choice
+    refuse_lost(repository, catalog, &reader, monitor)?;
     let live = Live::of(repository, &reader, kept.iter().copied(), monitor)?;
     let marked: HashSet<PackId> = mark.packs.iter().copied().collect();
     let scope = rewrite::Scope {

@@ -18,6 +18,11 @@ pub(super) struct PackUse {
 }
 
 impl PackUse {
+    /// A pack that no segment speaks of.
+    pub(super) fn of_nobody(id: PackId, stored_len: u64) -> Self {
+        Self { id, kind: PackKind::Data, stored_len, raw_len: 0, live_len: 0, is_damaged: false }
+    }
+
     /// Returns the stored bytes that nothing needs, as far as plaintext tells.
     pub(super) fn unused_len(&self) -> u64 {
         if self.raw_len == 0 {

@@ -88,7 +88,7 @@ pub(super) fn rewrite(
     }
     let number = u32::try_from(written.segments.len()).unwrap_or(u32::MAX);
     let mut survivors = Survivors::new(repository, session.id(), number);
-    let mut replaced: Vec<SegmentId> = spare.all().collect();
+    let mut replaced: Vec<SegmentId> = spare.all(&HashSet::new()).collect();
     for_each_segment(repository, scope.catalog, monitor, &mut |id, segment| {
         if scope.replaces(id, segment) {
             replaced.push(id);

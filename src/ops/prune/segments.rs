@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::error::{Error, Result};
 use crate::format::name::ObjectName;
 use crate::format::segment::Segment;
-use crate::id::{PackId, SegmentId};
+use crate::id::{PackId, SegmentId, SessionId};
 use crate::monitor::Monitor;
 use crate::repo::catalog::Ended;
 use crate::repo::view::View;
@@ -17,11 +17,15 @@ pub(super) struct Spare {
     pub unreadable: Vec<SegmentId>,
     /// Of sessions that were ended before they committed.
     pub aborted: Vec<SegmentId>,
+    /// Of sessions without an outcome, with their owners.
+    undecided: Vec<(SegmentId, SessionId)>,
 }
 
 impl Spare {
-    pub fn all(self) -> impl Iterator<Item = SegmentId> {
-        self.unreadable.into_iter().chain(self.aborted)
+    /// Returns those that nobody needs if the sessions in `dead` are over.
+    pub fn all(self, dead: &HashSet<SessionId>) -> impl Iterator<Item = SegmentId> {
+        let left = self.undecided.into_iter().filter(|(_, owner)| dead.contains(owner)).map(|(id, _)| id);
+        self.unreadable.into_iter().chain(self.aborted).chain(left)
     }
 }
 
@@ -42,8 +46,9 @@ pub(super) fn for_each_segment(
             Ok(segment) => match catalog.ended(segment.owner) {
                 Some(Ended::Committed) => each(id, &segment)?,
                 Some(Ended::Aborted) => spare.aborted.push(id),
-                // at work, or it is not known what became of it
-                Some(Ended::Unreadable) | None => {}
+                None => spare.undecided.push((id, segment.owner)),
+                // it is not known what became of it
+                Some(Ended::Unreadable) => {}
             },
             Err(Error::Malformed { .. }) => spare.unreadable.push(id),
             Err(error) => return Err(error),

@@ -91,6 +91,42 @@ pub(super) fn clear_marks(repository: &Repository, own: SessionId, monitor: &dyn
     Ok(())
 }
 
+/// Says what comes before anything that a dry run plans.
+pub(super) fn note_decided(repository: &Repository, monitor: &dyn Monitor) -> Result<()> {
+    for listed in repository.storage().list(Folder::Marks)? {
+        let ObjectName::Mark(session) = listed.name else { continue };
+        let name = ObjectName::Outcome(session);
+        let bytes = match repository.storage().get(name, ObjectKind::Outcome.max_object_len()) {
+            Err(Error::NotFound { .. }) => continue,
+            other => other?,
+        };
+        if let Ok(Outcome::Sweep { packs, .. }) = Outcome::from_object(&bytes, repository.id()) {
+            monitor.warn(&format!(
+                "an earlier prune has decided to delete {} packs and was cut off: that comes first, and the plan for \
+                 the rest may become another one",
+                packs.len()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Takes the mark of a prune that failed away, if it is certain that it decided nothing: its abort is there. A sweep that
+/// may be there needs its mark, which is how the next prune finds it.
+///
+/// # Errors
+/// Those of the storage; an outcome that cannot be read.
+pub(super) fn clear_aborted(repository: &Repository, session: SessionId) -> Result<()> {
+    let name = ObjectName::Outcome(session);
+    let bytes = repository.storage().get(name, ObjectKind::Outcome.max_object_len())?;
+    let outcome =
+        Outcome::from_object(&bytes, repository.id()).map_err(|fault| Error::malformed(name, fault))?;
+    match outcome {
+        Outcome::Abort { .. } => delete_mark(repository, session),
+        _ => Ok(()),
+    }
+}
+
 fn delete_mark(repository: &Repository, session: SessionId) -> Result<()> {
     repository.storage().delete(ObjectName::Mark(session))?;
     repository.storage().sync_deletes(Folder::Marks)

@@ -1,13 +1,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::*;
 use crate::format::point::Level;
-use crate::monitor::Recorder;
+use crate::monitor::{Recorder, TaskId};
 use crate::ops::RequestedLevel;
 use crate::ops::backup::tests::{World, environment, write};
 use crate::ops::forget::forget;
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
+use crate::repo::Timing;
+use crate::storage::fault::{FailingStorage, Fault};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Listed, Storage};
 
@@ -165,6 +168,35 @@ fn cut_off_after_any_change_it_loses_nothing_and_the_next_one_succeeds() {
     assert!(cuts > 15, "only {cuts} changes");
 }
 
+/// A sweep of which it is not known whether it would survive a power cut is decided for whoever sees it: its mark stays.
+#[test]
+fn a_mark_goes_only_behind_an_abort() {
+    for (fault, stays) in [(Fault::FailedSync, true), (Fault::FailedSyncAndGone, false)] {
+        let storage = MemoryStorage::new();
+        let mut world = history(storage.clone());
+        forget_but_last(&mut world);
+        let failing = FailingStorage::at_put(storage.clone(), Folder::Outcomes, 0, fault);
+        let repository =
+            Repository::open(Box::new(failing.clone()), None, &dead_environment(), &Recorder::new()).unwrap();
+        assert!(prune(&repository, &options(), &Recorder::new()).is_err(), "{fault:?}");
+        assert!(failing.has_failed());
+        let marks = storage.list(Folder::Marks).unwrap();
+        assert_eq!(!marks.is_empty(), stays, "{fault:?}");
+        drop(repository);
+        world.reopen();
+        world.check_all_but_findings();
+        let planning = Recorder::new();
+        prune(&world.repository, &PruneOptions { dry_run: true, ..options() }, &planning).unwrap();
+        assert_eq!(planning.warnings().len(), usize::from(stays), "a plan says what comes before it");
+        let finishing = Recorder::new();
+        prune(&world.repository, &options(), &finishing).unwrap();
+        let finished = finishing.notes().iter().any(|note| note.contains("an earlier prune had decided"));
+        assert_eq!(finished, stays, "{fault:?}: {:?}", finishing.notes());
+        assert_eq!(storage.list(Folder::Marks).unwrap(), []);
+        world.check_all();
+    }
+}
+
 #[test]
 fn a_running_backup_is_waited_for_and_loses_nothing() {
     let storage = MemoryStorage::new();
@@ -185,6 +217,169 @@ fn a_running_backup_is_waited_for_and_loses_nothing() {
     });
     assert_eq!(report.dropped_points.len(), 2);
     world.check_all();
+}
+
+fn patient_for(millis: u64) -> crate::repo::Environment {
+    let (dead_after, poll) = (Duration::from_millis(millis), Duration::from_millis(5));
+    let timing = Timing { heartbeat: Duration::from_millis(20), dead_after, poll, ..Timing::default() };
+    crate::repo::Environment { timing, ..environment() }
+}
+
+/// One that was killed, and whose process id another program has now, is in nobody's way; nor is one that hangs.
+#[test]
+fn a_prune_that_shows_no_sign_of_life_is_ended_whatever_process_there_is() {
+    let storage = MemoryStorage::new();
+    let mut world = history(storage.clone());
+    forget_but_last(&mut world);
+    // process 1 is there, and this session's first heartbeat is a minute away
+    let silent = Session::begin(&world.repository, SessionKind::Prune).unwrap();
+    let open = |environment| {
+        Repository::open(Box::new(storage.clone()), None, &environment, &Recorder::new()).unwrap()
+    };
+    let report = prune(&open(patient_for(200)), &options(), &Recorder::new()).unwrap();
+    assert_eq!(report.dropped_points.len(), 2);
+    assert!(matches!(silent.commit(&Outcome::Done), Err(Error::Fenced { .. })));
+    let alive = Session::begin(&open(patient_for(60_000)), SessionKind::Prune).unwrap();
+    let second = prune(&open(patient_for(60_000)), &options(), &Recorder::new());
+    assert!(matches!(second, Err(Error::Busy { .. })), "{second:?}");
+    alive.commit(&Outcome::Done).unwrap();
+    world.check_all();
+}
+
+/// Two machines may have one name: only of this machine another boot says that the process is gone.
+#[test]
+fn a_session_is_dead_only_on_the_machine_that_knows_it() {
+    let world = World::new(&[1 << 20]);
+    let on = |host: &str, boot_id: &str| crate::repo::Environment {
+        host: host.into(),
+        boot_id: boot_id.into(),
+        ..dead_environment()
+    };
+    let here = on("localhost", "m1/boot2");
+    let open = |environment: &crate::repo::Environment| {
+        Repository::open(Box::new(world.storage.clone()), None, environment, &Recorder::new()).unwrap()
+    };
+    let looking = Repository::open(
+        Box::new(world.storage.clone()),
+        None,
+        &crate::repo::Environment { process_id: 1, ..here.clone() },
+        &Recorder::new(),
+    )
+    .unwrap();
+    for (environment, is_dead) in [
+        (on("localhost", "m1/boot1"), true),
+        (here, true),
+        (on("localhost", "m2/boot1"), false),
+        (on("localhost", "boot1"), false),
+        (on("other", "m1/boot1"), false),
+    ] {
+        let session = Session::begin(&open(&environment), SessionKind::Backup).unwrap();
+        let found = looking.open_sessions().unwrap();
+        let dead: Vec<bool> = found.iter().map(|session| looking.is_dead_here(session)).collect();
+        assert_eq!(dead, [is_dead], "{environment:?}");
+        session.abort("test").unwrap();
+    }
+}
+
+/// What a killed backup had stored is in the plan of a dry run, which ends nobody.
+#[test]
+fn the_plan_of_a_dry_run_is_the_plan_that_runs() {
+    let storage = MemoryStorage::new();
+    let mut world = history(storage.clone());
+    let cut = CutOff { inner: storage.clone(), left: Arc::new(AtomicU64::new(u64::MAX)) };
+    let killed =
+        Repository::open(Box::new(cut.clone()), None, &dead_environment(), &Recorder::new()).unwrap();
+    let known = storage.list(Folder::Packs).unwrap();
+    let mut other = World::resume(killed, &world.contents(), Vec::new());
+    write(&mut other, 4 << 20, 300 << 10, 77);
+    // its registration, a pack of data, two of metadata, a segment; no outcome
+    cut.left.store(5, Ordering::SeqCst);
+    assert!(other.try_backup(RequestedLevel::Auto).is_err());
+    drop(other);
+    let stored = storage.list(Folder::Packs).unwrap();
+    let left: Vec<PackId> = stored
+        .iter()
+        .filter_map(|listed| match listed.name {
+            ObjectName::Pack(id) if !known.contains(listed) => Some(id),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((left.len(), storage.list(Folder::Sessions).unwrap().len()), (3, 1));
+    // whatever becomes of them: no point needs them, and a verify says that it did not read them
+    storage.tamper(ObjectName::Pack(left[0]), |mut bytes| {
+        bytes[100] ^= 1;
+        Some(bytes)
+    });
+    let verified = verify(&world.repository, &VerifyOptions::default(), &Recorder::new()).unwrap();
+    assert_eq!((verified.findings.len(), verified.unlisted_packs), (0, 3));
+    assert!(verified.unlisted_bytes > 300 << 10, "{verified:?}");
+    forget_but_last(&mut world);
+    let dry = PruneOptions { dry_run: true, ..options() };
+    let planned = prune(&world.repository, &dry, &Recorder::new()).unwrap();
+    let is_planned = |id: &PackId| planned.packs.iter().any(|planned| planned.pack == *id);
+    assert!(left.iter().all(is_planned), "what a killed backup left is not in the plan");
+    let before = storage.list(Folder::Packs).unwrap();
+    assert_eq!(before, stored, "a dry run changed something");
+    let report = prune(&world.repository, &options(), &Recorder::new()).unwrap();
+    assert_eq!(
+        (&planned.packs, &planned.dropped_points, planned.merged_segments, planned.live_chunks),
+        (&report.packs, &report.dropped_points, report.merged_segments, report.live_chunks)
+    );
+    let after = storage.list(Folder::Packs).unwrap();
+    let gone = before.iter().filter(|listed| !after.contains(listed)).map(|listed| listed.name);
+    let planned: HashSet<ObjectName> =
+        planned.packs.iter().map(|planned| ObjectName::Pack(planned.pack)).collect();
+    assert_eq!(gone.collect::<HashSet<_>>(), planned, "what went is what was planned");
+    world.check_all();
+}
+
+/// Something happens while a prune waits in its fence.
+struct WhileWaiting<F>(F);
+
+impl<F: Fn() + Send + Sync> Monitor for WhileWaiting<F> {
+    fn start(&self, _name: &str, _total_bytes: u64) -> TaskId {
+        TaskId(0)
+    }
+
+    fn advance(&self, _task: TaskId, _bytes: u64) {}
+
+    fn finish(&self, _task: TaskId) {}
+
+    fn warn(&self, _message: &str) {}
+
+    fn note(&self, message: &str) {
+        if message.starts_with("waiting for session") {
+            (self.0)();
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// A point that loses its outcome behind the choice looks like what a killed session left, and is not.
+#[test]
+fn an_outcome_that_is_lost_meanwhile_stops_it() {
+    let storage = MemoryStorage::new();
+    let mut world = history(storage.clone());
+    forget_but_last(&mut world);
+    let lost = ObjectName::Outcome(SessionId::from(world.kept[0].id));
+    let before = storage.list(Folder::Packs).unwrap();
+    let session =
+        std::sync::Mutex::new(Some(Session::begin(&world.repository, SessionKind::Backup).unwrap()));
+    let meanwhile = WhileWaiting(|| {
+        storage.tamper(lost, |_| None);
+        drop(session.lock().unwrap().take());
+    });
+    let stopped = prune(&world.repository, &options(), &meanwhile);
+    assert!(stopped.is_err_and(|error| error.to_string().contains(&lost.to_string())));
+    assert!(storage.len(lost).is_err());
+    let after = storage.list(Folder::Packs).unwrap();
+    assert!(before.iter().all(|listed| after.contains(listed)), "something was deleted");
+    let back = crate::ops::repair::repair_points(&world.repository, false, &Recorder::new()).unwrap();
+    assert_eq!(back.brought_back, [world.kept[0].id]);
+    world.check_reads();
 }
 
 #[test]

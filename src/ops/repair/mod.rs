@@ -1,4 +1,5 @@
-//! Repairing: what is lost is looked for wherever it may still be, and stored again. Nothing is ever deleted.
+//! Repairing: what is lost is looked for wherever it may still be, and stored again. No content is
+//! ever deleted.
 //!
 //! * [`index`]: packs that no segment lists get one, from their own tables
 //! * [`packs`]: chunks without a good copy are salvaged from damaged packs, from another repository, from an image

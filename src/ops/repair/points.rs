@@ -12,15 +12,16 @@ use crate::format::name::{Folder, ObjectName};
 use crate::format::node::{ChunkKind, LeafEntry};
 use crate::format::point::{DiskRecord, FileRecord, Manifest, PointRecord, PointStats};
 use crate::format::session::{Outcome, SessionKind};
-use crate::id::{ChunkId, PointId};
+use crate::id::{ChunkId, PointId, SessionId};
 use crate::manifest::{EntryRef, NodeAt, TreeWriter, Visitor, walk};
 use crate::monitor::Monitor;
-use crate::ops::lost_points::{self, LostPoint};
+use crate::ops::lost_points::{self, LostPoint, LostPoints};
 use crate::ops::record::check_marks;
 use crate::repo::heal::find_lost;
 use crate::repo::reader::ChunkReader;
+use crate::repo::rules::Rule;
 use crate::repo::session::Session;
-use crate::repo::view::View;
+use crate::repo::view::{Marks, View};
 use crate::repo::writer::{SessionWriter, write_session};
 use crate::repo::{Catalog, Repository};
 
@@ -49,7 +50,8 @@ pub struct PointsReport {
     pub points: Vec<RepairedPoint>,
     /// Points whose outcome was lost, and is there again, made of a copy of the record. Its numbers are gone.
     pub brought_back: Vec<PointId>,
-    /// Outcomes and tombstones that could not be read and were removed: they made no point.
+    /// Outcomes that could not be read, made no point and are aborts now, and tombstones that could not be read and were
+    /// removed.
     pub removed: Vec<String>,
     pub dry_run: bool,
 }
@@ -58,22 +60,26 @@ pub struct PointsReport {
 /// repaired before is left out.
 ///
 /// # Errors
-/// Those of the storage; [`Error::Fenced`] by a prune.
+/// Those of the storage; [`Error::Busy`] while a prune is about to delete something; [`Error::Fenced`] by a prune.
 pub fn repair_points(repository: &Repository, dry_run: bool, monitor: &dyn Monitor) -> Result<PointsReport> {
+    // registered before anything is looked at: a prune that begins now waits
+    let session = if dry_run { None } else { Some(Session::begin(repository, SessionKind::Repair)?) };
     let mut report =
         PointsReport { points: Vec::new(), brought_back: Vec::new(), removed: Vec::new(), dry_run };
     let (catalog, view) = repository.refresh(monitor)?;
     let reader = ChunkReader::new(repository, &view);
-    for lost in lost_points::find(repository, &catalog, &reader, monitor)? {
-        if !lost.is_complete {
-            continue;
-        }
+    let lost = lost_points::find(repository, &catalog, &reader, monitor)?;
+    for lost in lost.points.iter().filter(|lost| lost.is_complete) {
         report.brought_back.push(lost.record.id);
         if !dry_run {
-            bring_back(repository, lost)?;
+            bring_back(repository, lost, &view)?;
         }
     }
-    report.removed = remove_unreadable(repository, &catalog, &report.brought_back, dry_run, monitor)?;
+    let unreadable = made_no_point(repository, &catalog, &lost, monitor)?;
+    report.removed = unreadable.iter().map(ToString::to_string).collect();
+    if let Some(session) = &session {
+        put_away(repository, session, &unreadable)?;
+    }
     for entry in catalog.points() {
         let record = &entry.record;
         if is_repaired(&catalog, record) {
@@ -86,26 +92,35 @@ pub fn repair_points(repository: &Repository, dry_run: bool, monitor: &dyn Monit
         if lost_bytes == 0 {
             continue;
         }
-        let repaired = if dry_run {
-            None
-        } else {
+        let mut repaired = None;
+        if !dry_run {
             let made = repair_point(repository, record, monitor);
-            Some(made.context(|| format!("while repairing point {}", record.id.short()))?)
-        };
-        report.points.push(RepairedPoint {
-            point: record.id,
-            domain: record.domain.clone(),
-            repaired,
-            lost_bytes,
-        });
+            repaired = made.context(|| format!("while repairing point {}", record.id.short()))?;
+            if repaired.is_none() {
+                monitor.note(&format!("point {} was forgotten or repaired meanwhile", record.id.short()));
+                continue;
+            }
+        }
+        let (point, domain) = (record.id, record.domain.clone());
+        report.points.push(RepairedPoint { point, domain, repaired, lost_bytes });
     }
-    Ok(report)
+    match session {
+        Some(session) => session.commit(&Outcome::Done).map(|()| report),
+        None => Ok(report),
+    }
 }
 
 /// Puts a lost outcome again: what the session stored counts once more.
-fn bring_back(repository: &Repository, lost: LostPoint) -> Result<()> {
+fn bring_back(repository: &Repository, lost: &LostPoint, view: &View) -> Result<()> {
+    if *view.marks() != Marks::default() {
+        // that prune began before this session, does not wait for it, and may delete what the point needs
+        return Err(Error::Busy {
+            object: repository.storage().url(),
+            why: format!("a lost point of {} is there, and so is the mark of a prune", lost.record.domain),
+        });
+    }
     let name = ObjectName::Outcome(lost.record.id.into());
-    let outcome = Outcome::Point { record: Box::new(lost.record), stats: PointStats::default() };
+    let outcome = Outcome::Point { record: Box::new(lost.record.clone()), stats: PointStats::default() };
     let bytes = outcome.to_object(repository.id()).map_err(|fault| Error::malformed(name, fault))?;
     if lost.is_unreadable {
         // cut off here, the outcome is one that is lost
@@ -119,49 +134,62 @@ fn bring_back(repository: &Repository, lost: LostPoint) -> Result<()> {
     }
 }
 
-/// Removes outcomes and tombstones that cannot be read and cannot have made a point, because nothing in the repository was
-/// stored by their session: they would keep every prune from deleting anything. Points of a tombstone are shown again; a
-/// hold or a verification is not known any more.
-fn remove_unreadable(
+/// Returns the tombstones that cannot be read, and the outcomes that cannot be read and cannot have made a point, because
+/// nothing in the repository was stored by their session: they keep every prune from deleting anything.
+fn made_no_point(
     repository: &Repository,
     catalog: &Catalog,
-    brought_back: &[PointId],
-    dry_run: bool,
+    lost: &LostPoints,
     monitor: &dyn Monitor,
-) -> Result<Vec<String>> {
-    let storage = repository.storage();
-    let unreadable = |name: &ObjectName| match name {
-        ObjectName::Outcome(session) => !brought_back.contains(&PointId::from(*session)),
-        ObjectName::Tombstone(_) => true,
-        _ => false,
-    };
+) -> Result<Vec<ObjectName>> {
+    let is_kept = |name: &ObjectName| matches!(name, ObjectName::Outcome(_) | ObjectName::Tombstone(_));
     let mut names: Vec<ObjectName> =
-        catalog.problems().iter().map(|(name, _)| *name).filter(unreadable).collect();
+        catalog.problems().iter().map(|(name, _)| *name).filter(is_kept).collect();
     if names.is_empty() {
-        return Ok(Vec::new());
+        return Ok(names);
     }
-    let mut owners = HashSet::new();
+    // a prune may have taken over what a point's session stored: then the copy of the record alone tells of it
+    let mut owners: HashSet<SessionId> =
+        lost.points.iter().map(|lost| SessionId::from(lost.record.id)).collect();
     for id in repository.segments()? {
         monitor.check()?;
         match repository.load_segment(id) {
             Ok(segment) => drop(owners.insert(segment.owner)),
             Err(Error::NotFound { .. }) => {}
             // it may be of any of them
-            Err(_) => return Ok(Vec::new()),
+            Err(Error::Malformed { .. }) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
         }
     }
     // a sweep whose mark is there may not be carried out yet
-    owners.extend(storage.list(Folder::Marks)?.iter().filter_map(|listed| match listed.name {
+    let marks = repository.storage().list(Folder::Marks)?;
+    owners.extend(marks.iter().filter_map(|listed| match listed.name {
         ObjectName::Mark(session) => Some(session),
         _ => None,
     }));
-    names.retain(|name| !matches!(name, ObjectName::Outcome(session) if owners.contains(session)));
-    if !dry_run {
-        names.iter().try_for_each(|name| storage.delete(*name))?;
-        storage.sync_deletes(Folder::Tombstones)?;
-        storage.sync_deletes(Folder::Outcomes)?;
+    names.retain(|name| match name {
+        ObjectName::Outcome(session) => !lost.has_unreadable && !owners.contains(session),
+        _ => true,
+    });
+    Ok(names)
+}
+
+/// Puts an abort in the place of outcomes, and removes tombstones: their points are shown again. A hold or a verification is
+/// not known any more.
+fn put_away(repository: &Repository, session: &Session, names: &[ObjectName]) -> Result<()> {
+    let storage = repository.storage();
+    for name in names {
+        let ObjectName::Outcome(_) = name else {
+            storage.delete(*name)?;
+            continue;
+        };
+        // it may be the abort of a session that slept: at no moment may the name be free
+        let outcome = Outcome::Abort { by: session.id(), why: "its outcome could not be read".into() };
+        let bytes = outcome.to_object(repository.id()).map_err(|fault| Error::malformed(*name, fault))?;
+        storage.replace(*name, &bytes)?;
     }
-    Ok(names.iter().map(ToString::to_string).collect())
+    storage.sync_deletes(Folder::Tombstones)?;
+    storage.sync_deletes(Folder::Outcomes)
 }
 
 /// Returns true if a point is a repaired one, or there is one for it.
@@ -171,10 +199,21 @@ fn is_repaired(catalog: &Catalog, record: &PointRecord) -> bool {
     is_one || catalog.points().iter().any(|entry| entry.record.tags.contains(&tag))
 }
 
-fn repair_point(repository: &Repository, damaged: &PointRecord, monitor: &dyn Monitor) -> Result<PointId> {
+/// Makes a point of what is left of one; `None` if there is no reason any more.
+fn repair_point(
+    repository: &Repository,
+    damaged: &PointRecord,
+    monitor: &dyn Monitor,
+) -> Result<Option<PointId>> {
     let session = Session::begin(repository, SessionKind::Repair)?;
-    // marks are read anew: this session relies on what it sees now
-    let (_, view) = repository.refresh(monitor)?;
+    // all is read anew: this session relies on what it sees now. It shares what the damaged point has, which a prune
+    // moves and does not delete as long as that point stays
+    let (catalog, view) = repository.refresh(monitor)?;
+    let stays = catalog.point(damaged.id).is_some() && !view.marks().points.contains(&damaged.id);
+    if !repository.breaks(Rule::RepairOfPointsThatStay) && (!stays || is_repaired(&catalog, damaged)) {
+        session.abort("the point was forgotten or repaired meanwhile")?;
+        return Ok(None);
+    }
     let reader = ChunkReader::new(repository, &view);
     let point = PointId::from(session.id());
     let (record, written) = write_session(repository, &reader, session.id(), |writer| {
@@ -211,7 +250,7 @@ fn repair_point(repository: &Repository, damaged: &PointRecord, monitor: &dyn Mo
     check_marks(repository, &written.reused)?;
     let stats = PointStats { metadata_bytes: written.metadata_bytes, ..PointStats::default() };
     session.commit(&Outcome::Point { record: Box::new(record), stats })?;
-    Ok(point)
+    Ok(Some(point))
 }
 
 /// Makes a map anew, entry by entry; what is whole becomes the same nodes again.

@@ -1,13 +1,18 @@
 use super::*;
+use crate::error::Error;
 use crate::format::name::{Folder, ObjectName};
 use crate::format::point::Level;
+use crate::format::session::Mark;
+use crate::id::SessionId;
 use crate::monitor::Recorder;
 use crate::ops::RequestedLevel;
 use crate::ops::backup::tests::{World, environment, write};
 use crate::ops::prune::{PruneOptions, prune};
 use crate::ops::verify::{VerifyLevel, VerifyOptions, VerifyReport, verify};
 use crate::repo::Repository;
+use crate::repo::catalog::Ended;
 use crate::storage::Storage;
+use crate::storage::fault::{CrashStorage, Flaw, Survival};
 use crate::storage::memory::MemoryStorage;
 
 fn history(storage: MemoryStorage) -> World {
@@ -170,4 +175,97 @@ fn a_damaged_point_gets_a_copy_that_says_what_is_lost() {
             .sum();
         assert_eq!(ranges, point.lost_bytes, "what is lost is said");
     }
+}
+
+fn spoil(storage: &MemoryStorage, name: ObjectName) {
+    storage.tamper(name, |mut bytes| {
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        Some(bytes)
+    });
+}
+
+/// What cannot be read may be the abort of a session that slept: until an abort that can be read is there, and behind any
+/// crash, nobody can take the name.
+#[test]
+fn the_name_of_an_unreadable_outcome_is_never_free() {
+    let storage = MemoryStorage::new();
+    let mut world = history(storage.clone());
+    world.abort_backup();
+    let silent = Recorder::new();
+    // the segment that the session left is gone with a prune, and its outcome stays
+    prune(&world.repository, &PruneOptions::default(), &silent).unwrap();
+    let aborted = storage.list(Folder::Outcomes).unwrap().into_iter().find_map(|listed| {
+        let ObjectName::Outcome(session) = listed.name else { return None };
+        let ended = world.repository.catalog(&silent).unwrap().ended(session);
+        (ended == Some(Ended::Aborted)).then_some(session)
+    });
+    let (session, name) = (aborted.unwrap(), ObjectName::Outcome(aborted.unwrap()));
+    spoil(&storage, name);
+    let crashing = CrashStorage::on(&storage, Flaw::None);
+    let open = |storage: Box<dyn Storage>| Repository::open(storage, None, &environment(), &silent).unwrap();
+    let repository = open(Box::new(crashing.clone()));
+    assert_eq!(repair_points(&repository, false, &silent).unwrap().removed, [name.to_string()]);
+    assert_eq!(repository.catalog(&silent).unwrap().ended(session), Some(Ended::Aborted));
+    for at in 0..=crashing.len() {
+        let survivals = [Survival::All, Survival::Nothing].into_iter().chain((0..8).map(Survival::Some));
+        for survival in survivals {
+            let image = crashing.image(at, survival);
+            assert!(image.len(name).is_ok(), "cut after {at}, {survival:?}: the name is free");
+            let again = open(Box::new(image));
+            repair_points(&again, false, &silent).unwrap();
+            assert_eq!(again.catalog(&silent).unwrap().ended(session), Some(Ended::Aborted));
+        }
+    }
+    world.reopen();
+    world.check_reads();
+}
+
+/// The segments of a point may be a prune's by now: that its session owns none does not say that it made no point.
+#[test]
+fn the_outcome_of_a_point_that_is_not_whole_stays() {
+    let storage = MemoryStorage::new();
+    let mut world = World::on(storage.clone(), &[1 << 20]);
+    for day in 0..20u64 {
+        write(&mut world, (day % 5) * (100 << 10), 60 << 10, day);
+        world.backup(RequestedLevel::Is(if day == 0 { Level::Full } else { Level::Incremental }));
+    }
+    let merged = prune(&world.repository, &PruneOptions::default(), &Recorder::new()).unwrap();
+    assert!(merged.merged_segments >= 20, "{merged:?}");
+    let session = SessionId::from(world.kept[3].id);
+    for name in packs(&world).0 {
+        storage.tamper(name, |_| None);
+    }
+    spoil(&storage, ObjectName::Outcome(session));
+    world.reopen();
+    check(&world);
+    let report = repair_points(&world.repository, false, &Recorder::new()).unwrap();
+    assert_eq!((report.removed.len(), report.brought_back.len()), (0, 0), "{report:?}");
+    let catalog = world.repository.catalog(&Recorder::new()).unwrap();
+    assert_eq!(catalog.ended(session), Some(Ended::Unreadable));
+}
+
+/// A prune that marked something before the repair began does not wait for it.
+#[test]
+fn no_point_is_brought_back_beside_a_mark() {
+    let storage = MemoryStorage::new();
+    let mut world = history(storage.clone());
+    let name = ObjectName::Outcome(SessionId::from(world.kept[0].id));
+    storage.tamper(name, |_| None);
+    let packs = packs(&world).0.into_iter().filter_map(|name| match name {
+        ObjectName::Pack(id) => Some(id),
+        _ => None,
+    });
+    let mark = Mark { packs: packs.collect(), points: Vec::new() };
+    let bytes = mark.to_object(world.repository.id()).unwrap();
+    storage.put_new(ObjectName::Mark(SessionId::from_bytes([7; 16])), &bytes).unwrap();
+    world.reopen();
+    let silent = Recorder::new();
+    let refused = repair_points(&world.repository, false, &silent);
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+    assert!(storage.len(name).is_err());
+    // a prune clears the mark that nobody stands behind, and deletes nothing
+    assert!(prune(&world.repository, &PruneOptions::default(), &silent).is_err());
+    assert_eq!(repair_points(&world.repository, false, &silent).unwrap().brought_back.len(), 1);
+    world.check_reads();
 }

@@ -76,10 +76,12 @@ impl Writer {
         self.promise();
     }
 
-    fn prune(&mut self) {
+    /// Returns how many packs were written anew.
+    fn prune(&mut self) -> u64 {
         let options = PruneOptions { max_unused_permille: 0, ..PruneOptions::default() };
-        prune(&self.world.repository, &options, &Recorder::new()).unwrap();
+        let report = prune(&self.world.repository, &options, &Recorder::new()).unwrap();
         self.promise();
+        report.repacked_packs
     }
 
     fn verify(&mut self) {
@@ -119,7 +121,7 @@ fn history(flaw: Flaw, rule: Option<Rule>) -> History {
     }
     writer.backup(4, Level::Differential);
     writer.forget(&[0, 2]);
-    writer.prune();
+    let mut repacked = vec![writer.prune()];
     writer.verify();
     writer.backup(5, Level::Full);
     let (first, silent) = (writer.world.kept[0].id, Recorder::new());
@@ -132,13 +134,14 @@ fn history(flaw: Flaw, rule: Option<Rule>) -> History {
     forget(&writer.world.repository, &[other], "test", false, &silent).unwrap();
     unhold(&writer.world.repository, first, &silent).unwrap();
     writer.promise();
-    writer.prune();
+    repacked.push(writer.prune());
     repairs(&mut writer);
     for day in 6..9 {
         writer.backup(day, Level::Incremental);
     }
     writer.forget(&[0]);
-    writer.prune();
+    repacked.push(writer.prune());
+    assert!(repacked.iter().all(|packs| *packs > 0), "a prune wrote no pack anew: {repacked:?}");
     History { storage, promises: writer.promises }
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::ops::RequestedLevel;
 use crate::ops::backup::tests::{Kept, World, environment, write};
 use crate::ops::forget::{forget, undelete};
 use crate::ops::prune::{PruneOptions, prune};
+use crate::ops::repair::repair_points;
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use crate::repo::rules::Rule;
 use crate::repo::session::Session;
@@ -193,7 +195,9 @@ enum Done {
 
 fn environment_of(rule: Option<Rule>, impatient: bool) -> Environment {
     let dead_after = if impatient { Duration::ZERO } else { Duration::from_secs(600) };
-    let timing = Timing { dead_after, poll: Duration::from_micros(50), broken: rule, ..Timing::default() };
+    // soon enough for a prune that waits to see that the other one lives
+    let (heartbeat, poll) = (Duration::from_millis(5), Duration::from_micros(50));
+    let timing = Timing { heartbeat, dead_after, poll, broken: rule };
     Environment { timing, ..environment() }
 }
 
@@ -431,6 +435,63 @@ fn a_sweep_that_ends_while_a_backup_begins() {
         sweep_meets_backup(Some(Rule::MarksBeforeSegments)).is_err(),
         "the order of reading is not missed"
     );
+}
+
+/// A repair that slept: behind its look at the points the damaged one is forgotten, and a prune that took the repair for
+/// dead has decided to delete all that the point had.
+fn prune_meets_repair(rule: Option<Rule>) -> Result<()> {
+    let inner = MemoryStorage::new();
+    let mut world = World::on(inner.clone(), &[2 << 20]);
+    for day in 0..3u64 {
+        write(&mut world, 0, 2 << 20, day);
+        world.backup(RequestedLevel::Is(if day == 0 { Level::Full } else { Level::Incremental }));
+        if day == 0 {
+            // one frame of several
+            let packs = inner.list(Folder::Packs)?;
+            inner.tamper(packs.iter().max_by_key(|listed| listed.len).unwrap().name, |mut bytes| {
+                bytes[4096] ^= 1;
+                Some(bytes)
+            });
+        }
+    }
+    let silent = Recorder::new();
+    let options = VerifyOptions { level: VerifyLevel::Data, record: true, ..VerifyOptions::default() };
+    assert_eq!(verify(&world.repository, &options, &silent)?.damaged_points, [world.kept[0].id]);
+    let damaged = world.kept.remove(0).id;
+    let options = PruneOptions { max_unused_permille: 0, ..PruneOptions::default() };
+    let (storage, slept) = (inner.clone(), AtomicBool::new(false));
+    let hook = move || {
+        if slept.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let impatient = environment_of(None, true);
+        let open = |storage: Box<dyn Storage>| Repository::open(storage, None, &impatient, &Recorder::new());
+        let forgetting = open(Box::new(storage.clone())).unwrap();
+        forget(&forgetting, &[damaged], "test", false, &Recorder::new()).unwrap();
+        let cut = CrashStorage::on(&storage, Flaw::None);
+        prune(&open(Box::new(cut.clone())).unwrap(), &options, &Recorder::new()).unwrap();
+        let marked = |image: &MemoryStorage| image.list(Folder::Marks).is_ok_and(|marks| !marks.is_empty());
+        let decided = (0..cut.len()).rev().map(|at| cut.image(at, Survival::All)).filter(marked);
+        let decided = decided.last_with_all_packs(&storage);
+        storage.set_for_test(decided.objects_for_test().into_iter());
+    };
+    let storage = Hooked { inner: inner.clone(), hook: Arc::new(hook) };
+    let repairing = Repository::open(Box::new(storage), None, &environment_of(rule, false), &silent)?;
+    let repaired = repair_points(&repairing, false, &silent);
+    assert!(matches!(repaired, Err(Error::Fenced { .. })), "it was registered: {repaired:?}");
+    let after = Repository::open(Box::new(inner), None, &environment(), &silent)?;
+    prune(&after, &PruneOptions::default(), &silent)?;
+    let world = World::resume(after, &BTreeMap::new(), world.kept);
+    assert_eq!(world.repository.catalog(&silent)?.points().len(), world.kept.len());
+    world.try_reads()
+}
+
+#[test]
+fn a_repair_does_not_rely_on_a_point_that_is_going() {
+    prune_meets_repair(None).unwrap();
+    let rule = Some(Rule::RepairOfPointsThatStay);
+    let missed = prune_meets_repair(rule).is_err();
+    assert!(missed, "nobody misses the look at what is there still");
 }
 
 /// A session of a kind that a fence does not wait for must not be mistaken for a writer.

@@ -2,12 +2,16 @@
 //!
 //! * structure: listings, outcomes, segments and manifests; every chunk that a point names has a place in a
 //!   pack that is there and not recorded as damaged, and every node two
-//! * packs: besides, every pack is read, and its bytes are those that its name promises
+//! * packs: besides, every pack that a segment lists which counts is read, and its bytes are those that its name promises
 //! * data: besides, every chunk in it has the content that its id promises
 //! * restore: besides, every disk of the points is restored into a hash
 //!
 //! What is found can be recorded: then writers treat damaged chunks as absent, and the next backup that meets their
 //! content heals the points that need them. Nothing is ever deleted.
+//!
+//! A pack that no such segment lists is counted and not read. It is the work of a session that runs, or what a killed one
+//! left and a prune deletes: no point needs it. If it is what a lost segment listed, points miss its chunks, which is
+//! found, and `repair index` reads it before it lists it again.
 
 mod packs;
 mod points;
@@ -99,6 +103,9 @@ pub struct VerifyReport {
     pub chunks: u64,
     /// Bytes of packs that were read.
     pub bytes: u64,
+    /// Packs that no segment lists which counts, and their bytes: not read. Counted where everything is looked at.
+    pub unlisted_packs: u64,
+    pub unlisted_bytes: u64,
     pub sample: Option<Sampled>,
     /// With [`VerifyLevel::Restore`]: every disk that was restored.
     pub restored: Vec<RestoredHash>,
@@ -111,6 +118,8 @@ pub struct VerifyReport {
 struct Bad {
     packs: HashSet<PackId>,
     chunks: HashSet<(PackId, ChunkId)>,
+    /// Packs that segments list which count.
+    listed: HashSet<PackId>,
     /// Packs that were read: what was recorded of them before does not matter.
     read: HashSet<PackId>,
 }
@@ -194,7 +203,11 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
     let reader = ChunkReader::new(repository, &view);
     if wanted.is_none() {
         check_folders(repository, &mut findings)?;
-        for lost in lost_points::find(repository, &catalog, &reader, monitor)? {
+        for (_, len) in view.packs().iter().filter(|(id, _)| !bad.listed.contains(*id)) {
+            report.unlisted_packs += 1;
+            report.unlisted_bytes += len;
+        }
+        for lost in lost_points::find(repository, &catalog, &reader, monitor)?.points {
             let name = ObjectName::Outcome(lost.record.id.into());
             let rest = if lost.is_complete {
                 "; `vmkeep repair points` brings it back"
@@ -320,6 +333,7 @@ fn check_pack_list(
     report: &mut VerifyReport,
 ) {
     for pack in &segment.packs {
+        bad.listed.insert(pack.id);
         let len = scope.view.packs().get(&pack.id);
         // one that is missing is in no sample, and is noticed all the same
         if len.is_some() && scope.wanted.is_some_and(|wanted| !wanted.contains(&pack.id)) {
