@@ -304,9 +304,9 @@ fn choose_all(
         repository.open_sessions()?.into_iter().partition(|session| repository.is_dead_here(session));
     if open.iter().all(|session| is_prune(session.record.as_ref())) {
         // packs that no segment speaks of: nobody is at work, so they are what killed sessions left
-        view.packs()
-            .iter()
-            .for_each(|(id, len)| drop(uses.entry(*id).or_insert(PackUse::of_nobody(*id, *len))));
+        for (id, len) in view.packs() {
+            uses.entry(*id).or_insert(PackUse::of_nobody(*id, *len));
+        }
     }
     let mut merge =
         if small.len() > SMALL_SEGMENTS && options.max_repack_bytes > 0 { small } else { HashSet::new() };

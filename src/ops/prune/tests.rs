@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::format::point::Level;
+use crate::id::SessionId;
 use crate::monitor::{Recorder, TaskId};
 use crate::ops::RequestedLevel;
 use crate::ops::backup::tests::{World, environment, write};
