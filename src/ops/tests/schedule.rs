@@ -441,9 +441,9 @@ fn a_sweep_that_ends_while_a_backup_begins() {
 /// dead has decided to delete all that the point had.
 fn prune_meets_repair(rule: Option<Rule>) -> Result<()> {
     let inner = MemoryStorage::new();
-    let mut world = World::on(inner.clone(), &[2 << 20]);
+    let mut world = World::on(inner.clone(), &[4 << 20]);
     for day in 0..3u64 {
-        write(&mut world, 0, 2 << 20, day);
+        write(&mut world, 0, 4 << 20, day);
         world.backup(RequestedLevel::Is(if day == 0 { Level::Full } else { Level::Incremental }));
         if day == 0 {
             // one frame of several
@@ -481,6 +481,10 @@ fn prune_meets_repair(rule: Option<Rule>) -> Result<()> {
     assert!(matches!(repaired, Err(Error::Fenced { .. })), "it was registered: {repaired:?}");
     let after = Repository::open(Box::new(inner), None, &environment(), &silent)?;
     prune(&after, &PruneOptions::default(), &silent)?;
+    let damaged = verify(&after, &VerifyOptions::default(), &silent)?.damaged_points;
+    if !damaged.is_empty() {
+        return Err(Error::Damaged(format!("points {damaged:?} rely on what is gone")));
+    }
     let world = World::resume(after, &BTreeMap::new(), world.kept);
     assert_eq!(world.repository.catalog(&silent)?.points().len(), world.kept.len());
     world.try_reads()
