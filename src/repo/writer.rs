@@ -43,9 +43,24 @@ pub struct Written {
     pub data_bytes: u64,
     /// Bytes of metadata packs and segments.
     pub metadata_bytes: u64,
+    pub packs: HashSet<PackId>,
     pub segments: Vec<SegmentId>,
+    /// What it stored but copies: 32 bytes each.
+    pub chunks: HashSet<ChunkId>,
     /// Older packs that the session's manifests rely on.
     pub reused: HashSet<PackId>,
+}
+
+impl Written {
+    /// Adds what the session put later, and relies on since.
+    pub fn add(&mut self, later: Self) {
+        self.data_bytes += later.data_bytes;
+        self.metadata_bytes += later.metadata_bytes;
+        self.packs.extend(later.packs);
+        self.segments.extend(later.segments);
+        self.chunks.extend(later.chunks);
+        self.reused = later.reused;
+    }
 }
 
 /// The first failure of any worker: what the others meet afterwards only follows from it.
@@ -141,6 +156,11 @@ impl SessionWriter<'_> {
         Ok(id)
     }
 
+    /// Notes that the session relies on a chunk in an older pack.
+    pub fn rely_on(&mut self, pack: PackId) {
+        self.reused.insert(pack);
+    }
+
     /// Stores a chunk whatever is known of it, each time it is called; metadata in two packs.
     ///
     /// # Errors
@@ -191,6 +211,22 @@ pub fn write_session<T>(
     session: SessionId,
     body: impl FnOnce(&mut SessionWriter<'_>) -> Result<T>,
 ) -> Result<(T, Written)> {
+    write_more(repository, reader, session, &Written::default(), body)
+}
+
+/// As [`write_session`], for a session that has put something before.
+///
+/// # Errors
+/// As [`write_session`].
+pub fn write_more<T>(
+    repository: &Repository,
+    reader: &ChunkReader<'_>,
+    session: SessionId,
+    before: &Written,
+    body: impl FnOnce(&mut SessionWriter<'_>) -> Result<T>,
+) -> Result<(T, Written)> {
+    // as many segments have a number already
+    let number = u32::try_from(before.segments.len()).unwrap_or(u32::MAX);
     let failure = FirstFailure::default();
     let result = std::thread::scope(|scope| {
         let (raw_sender, raw_receiver) = bounded::<Job<RawFrame>>(RAW_QUEUE);
@@ -212,7 +248,7 @@ pub fn write_session<T>(
             result.map_err(|error| failed.set(error))
         });
         let storer = scope.spawn(move || {
-            let storer = Storer::new(repository, session, used_sender);
+            let storer = Storer::new(repository, session, number, used_sender);
             storer.run(&pack_receiver).map_err(|error| failed.set(error))
         });
         let mut writer = SessionWriter {
@@ -229,12 +265,13 @@ pub fn write_session<T>(
         };
         let result = body(&mut writer).and_then(|value| writer.flush().map(|()| value));
         let reused = std::mem::take(&mut writer.reused);
+        let chunks = std::mem::take(&mut writer.pending);
         // closes the queue: workers, pack thread and store thread finish what is in it and end
         drop(writer);
         let written = storer.join();
         let value = result?;
         match written {
-            Ok(Ok(written)) => Ok((value, Written { reused, ..written })),
+            Ok(Ok(written)) => Ok((value, Written { reused, chunks, ..written })),
             // the failure is in its slot
             Ok(Err(())) => Err(Error::Cancelled),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -358,13 +395,18 @@ struct Storer<'a> {
 }
 
 impl<'a> Storer<'a> {
-    fn new(repository: &'a Repository, session: SessionId, used: Sender<Vec<u8>>) -> Self {
+    fn new(
+        repository: &'a Repository,
+        session: SessionId,
+        segment_number: u32,
+        used: Sender<Vec<u8>>,
+    ) -> Self {
         Self {
             repository,
             session,
             packs: Vec::new(),
             chunks: Vec::new(),
-            segment_number: 0,
+            segment_number,
             written: Written::default(),
             used,
         }
@@ -385,6 +427,7 @@ impl<'a> Storer<'a> {
 
     fn put(&mut self, pack: FinishedPack) -> Result<()> {
         self.repository.storage().put_new(ObjectName::Pack(pack.id), &pack.bytes)?;
+        self.written.packs.insert(pack.id);
         let stored_len = pack.bytes.len() as u64;
         match pack.kind {
             PackKind::Data => self.written.data_bytes += stored_len,
