@@ -51,7 +51,7 @@ pub fn diff(
 
 /// One of the two trees at some place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Sub {
+pub(super) enum Sub {
     /// It reads as zero.
     Zero,
     Node(ChunkId),
@@ -65,7 +65,7 @@ impl Sub {
     }
 
     /// Returns a tree's content at a place on the left edge, at or above its root.
-    fn at_top(tree: &Tree<'_>, place: Place) -> Self {
+    pub(super) fn at_top(tree: &Tree<'_>, place: Place) -> Self {
         match tree.manifest.root {
             Some(_) if place.level > tree.manifest.height => Self::AboveRoot,
             root => Self::of(root),
@@ -179,14 +179,14 @@ impl Differ<'_, '_> {
     }
 }
 
-fn leaf_of(tree: &Tree<'_>, place: Place, sub: Sub) -> Result<Option<Leaf>> {
+pub(super) fn leaf_of(tree: &Tree<'_>, place: Place, sub: Sub) -> Result<Option<Leaf>> {
     match sub {
         Sub::Node(id) => tree.leaf(place.number, id).map(Some),
         Sub::Zero | Sub::AboveRoot => Ok(None),
     }
 }
 
-fn children_of(tree: &Tree<'_>, place: Place, sub: Sub) -> Result<Vec<(u16, Sub)>> {
+pub(super) fn children_of(tree: &Tree<'_>, place: Place, sub: Sub) -> Result<Vec<(u16, Sub)>> {
     Ok(match sub {
         Sub::Zero => Vec::new(),
         Sub::AboveRoot => {

@@ -4,8 +4,8 @@
 //! zero throughout is absent. Trees are canonical: one content of one disk gives one root, however it came about (as long
 //! as the entries name the same chunks), so that equal subtrees have equal ids and are shared and skipped.
 //!
-//! [`TreeWriter`] makes a map from a predecessor and what changed, [`Cursor`] looks up, [`diff`] compares and [`walk`]
-//! visits all there is. Every node read is checked against its place: kind, level, slots, the exact cover of its range and
+//! [`TreeWriter`] makes a map from a predecessor and what changed, [`Cursor`] looks up, [`diff`] compares, [`walk`] visits
+//! all there is and [`walk_new`] what another map does not share. Every node read is checked against its place: kind, level, slots, the exact cover of its range and
 //! the disk's end. No cost depends on the disk's size, only on what is stored.
 
 mod cursor;
@@ -21,7 +21,7 @@ pub use cursor::{Cursor, Entries};
 pub use diff::diff;
 pub use geometry::Geometry;
 pub use tree::Leaf;
-pub use walk::{NodeAt, Visitor, walk};
+pub use walk::{NodeAt, Visitor, walk, walk_new};
 pub use writer::TreeWriter;
 
 use crate::error::Result;

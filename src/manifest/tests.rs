@@ -578,6 +578,42 @@ fn a_visitor_can_leave_out_what_it_has_seen() {
 }
 
 #[test]
+fn a_walk_beside_another_map_meets_what_that_one_does_not_share() {
+    let geometry = geometry(4);
+    let mut store = Store::default();
+    let leaves: Vec<_> = (0..64).map(|number| (number, chunk_leaf(number as u8))).collect();
+    let before = write(&mut store, geometry, 64 * LEAF, None, &leaves).unwrap();
+    let mut leaf = chunk_leaf(5);
+    let kept = leaf.pop().unwrap();
+    leaf.push(LeafEntry::Chunk { len: kept.len() / 2, offset: 0, id: chunk_id(200) });
+    leaf.push(LeafEntry::Chunk { len: kept.len() / 2, offset: 0, id: chunk_id(5) });
+    let after = write(&mut store, geometry, 64 * LEAF, Some(before), &[(5, leaf)]).unwrap();
+    let met = |store: &Store, old: &Manifest, new: &Manifest| {
+        let mut visitor = Collect::default();
+        walk_new(geometry, old, new, store, &mut visitor).unwrap();
+        let ids = visitor.entries.iter().filter_map(|(_, entry)| match entry {
+            EntryRef::Chunk { id, .. } => Some(*id),
+            EntryRef::Zero | EntryRef::Unreadable => None,
+        });
+        (visitor.nodes.len(), ids.collect::<Vec<_>>())
+    };
+    store.take_reads();
+    // the path to one leaf, and of that what is not in the leaf that was there
+    assert_eq!(met(&store, &before, &after), (4, vec![chunk_id(200)]));
+    assert_eq!(store.take_reads(), 8);
+    assert_eq!(met(&store, &after, &after), (0, vec![]));
+    let none = Manifest { root: None, ..before };
+    assert_eq!(met(&store, &none, &before).0, 64 + 16 + 4 + 1);
+    // of a disk of another size, what covers its end
+    let grown = write(&mut store, geometry, 4096 * LEAF, Some(before), &[]).unwrap();
+    assert_eq!(met(&store, &before, &grown), (3, vec![]));
+    assert_eq!(met(&store, &grown, &before), (0, vec![]));
+    // a map that cannot be read shares nothing
+    store.nodes.lock().unwrap().remove(&before.root.unwrap());
+    assert_eq!(met(&store, &before, &after).1.len(), 65);
+}
+
+#[test]
 fn a_cursor_reads_no_node_twice_in_a_row() {
     let geometry = geometry(4);
     let mut store = Store::default();

@@ -14,6 +14,7 @@ pub mod forget;
 pub mod freed;
 pub mod levels;
 mod lost_points;
+mod marked;
 pub mod points;
 pub mod prune;
 mod record;

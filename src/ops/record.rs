@@ -1,7 +1,5 @@
 //! What every backup does once it knows its disks: take them in, write the record, commit.
 
-use std::collections::HashSet;
-
 use serde::Serialize;
 
 use crate::error::{Context, Error, Result};
@@ -11,14 +9,15 @@ use crate::format::point::{
     Consistency, DiskRecord, FileRecord, Level, Manifest, PointRecord, PointStats, SourceKind,
 };
 use crate::format::session::Outcome;
-use crate::id::{PackId, PointId};
+use crate::id::PointId;
 use crate::monitor::Monitor;
 use crate::ops::diff::diff_manifests;
+use crate::ops::marked::{NewPoint, store_again};
 use crate::repo::heal::{Lost, find_lost};
 use crate::repo::ingest::{IngestInput, Ingested, ingest, ingest_bytes};
 use crate::repo::reader::ChunkReader;
 use crate::repo::session::Session;
-use crate::repo::view::{Marks, View};
+use crate::repo::view::View;
 use crate::repo::writer::{SessionWriter, write_session};
 use crate::repo::{PointEntry, Repository};
 use crate::source::DiskSource;
@@ -158,7 +157,7 @@ pub(super) fn record_point(
     disks.sort_by(|a, b| a.target.cmp(&b.target));
     let reader = ChunkReader::new(repository, view);
     let point = PointId::from(session.id());
-    let ((record, mut reports), written) = write_session(repository, &reader, session.id(), |writer| {
+    let ((record, mut reports), mut written) = write_session(repository, &reader, session.id(), |writer| {
         let (records, reports) =
             take_in_disks(repository, &reader, writer, &mut disks, job.read_limit, monitor)?;
         all_read()?;
@@ -173,10 +172,8 @@ pub(super) fn record_point(
         Ok((record, reports))
     })?;
     let mut stats = sum(&reports);
-    stats.stored_bytes = written.data_bytes;
-    stats.metadata_bytes = written.metadata_bytes;
     if let Some(base) = job.base.as_ref().filter(|_| job.level == Level::Differential) {
-        let reader = reader.with_own_segments(&written.segments)?;
+        let reader = reader.with_own_metadata(view, &written.segments)?;
         for report in &mut reports {
             let since = since_base(repository, &reader, &base.record, &record, &report.target, monitor)?;
             report.stats.since_base_bytes = Some(since);
@@ -187,9 +184,14 @@ pub(super) fn record_point(
     let elapsed = (repository.environment().now_ms)().saturating_sub(job.time_ms);
     stats.duration_ms = u64::try_from(elapsed).unwrap_or(0);
     // In order to be crash consistent, in this order: (1) every pack, (2) every segment: both durable, since
-    // `write_session` has returned; (3) look at the marks again; (4) the outcome, which makes the point.
+    // `write_session` has returned; (3) look at the marks again, and from (1) on for what is marked; (4) the outcome,
+    // which makes the point.
     monitor.check()?;
-    check_marks(repository, &written.reused)?;
+    let predecessors: Vec<Option<Manifest>> = disks.iter().map(|disk| disk.predecessor).collect();
+    let point = NewPoint { record: &record, predecessors: &predecessors };
+    store_again(repository, &session, &reader, &point, &mut written, monitor)?;
+    stats.stored_bytes = written.data_bytes;
+    stats.metadata_bytes = written.metadata_bytes;
     let outcome = Outcome::Point { record: Box::new(record.clone()), stats };
     session.commit(&outcome)?;
     Ok(BackupReport {
@@ -200,18 +202,6 @@ pub(super) fn record_point(
         warnings: Vec::new(),
         dry_run: false,
     })
-}
-
-/// Fails if a prune that began meanwhile is about to delete a pack that this session relies on.
-pub(super) fn check_marks(repository: &Repository, reused: &HashSet<PackId>) -> Result<()> {
-    let marks = Marks::load(repository.storage(), repository.id())?;
-    match reused.iter().find(|pack| marks.packs.contains(pack)) {
-        None => Ok(()),
-        Some(pack) => Err(Error::Busy {
-            object: format!("pack {pack}"),
-            why: "a prune that began during this backup is about to rewrite it".into(),
-        }),
-    }
 }
 
 fn take_in_disks(

@@ -211,16 +211,24 @@ impl<'a> ChunkReader<'a> {
         Ok(places.first().map(|place| place.pack))
     }
 
-    /// Returns a reader that also finds what a session has put and not yet committed.
+    /// Returns a reader that also finds the metadata that a session has put and not yet committed. It reads what `view`
+    /// saw, and knows the places that this one found to be bad.
     ///
     /// # Errors
     /// Those of the storage.
-    pub fn with_own_segments(&self, segments: &[SegmentId]) -> Result<Self> {
+    pub fn with_own_metadata<'v>(&self, view: &'v View, segments: &[SegmentId]) -> Result<ChunkReader<'v>>
+    where
+        'a: 'v,
+    {
         let own = MemoryIndex::default();
         for id in segments {
-            own.apply(&[(*id, self.repository.load_segment(*id)?)])?;
+            let mut segment = self.repository.load_segment(*id)?;
+            // of a large disk, data would take much memory, and maps are what is read
+            segment.chunks.retain(|chunk| chunk.kind != ChunkKind::Data);
+            own.apply(&[(*id, segment)])?;
         }
-        Ok(Self { own: Some(own), ..Self::new(self.repository, self.view) })
+        let met = self.met.lock().map(|met| met.clone()).unwrap_or_default();
+        Ok(ChunkReader { own: Some(own), met: Mutex::new(met), ..ChunkReader::new(self.repository, view) })
     }
 
     /// Returns for each chunk whether a new point may rely on it.

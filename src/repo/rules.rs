@@ -14,6 +14,8 @@ pub(crate) enum Rule {
     MarksBeforeSegments,
     /// B2: a segment counts only with its owner's outcome.
     SegmentsNeedOutcomes,
+    /// B5: marks are looked at again before the commit.
+    LookAgain,
     /// B6: an outcome is created exclusively.
     ExclusiveOutcome,
     /// P3, P4: sessions are listed after the mark is there, ...

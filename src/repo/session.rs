@@ -189,6 +189,18 @@ impl Session {
         }
     }
 
+    /// Returns [`Error::Fenced`] in place of `error` if somebody else has ended the session: what it relied on may be gone
+    /// since.
+    pub fn cause_of(&self, error: Error) -> Error {
+        let found = self.storage.get(ObjectName::Outcome(self.id), ObjectKind::Outcome.max_object_len());
+        match found.map(|found| Outcome::from_object(&found, self.repository)) {
+            Ok(Ok(Outcome::Abort { by, why })) => {
+                Error::Fenced { session: self.id, by: format!("session {by}"), why }
+            }
+            _ => error,
+        }
+    }
+
     /// Ends the session so that nothing of it counts.
     ///
     /// # Errors

@@ -47,9 +47,24 @@ pub struct Written {
     pub data_bytes: u64,
     /// Bytes of metadata packs and segments.
     pub metadata_bytes: u64,
+    pub packs: HashSet<PackId>,
     pub segments: Vec<SegmentId>,
+    /// What it stored but copies: 32 bytes each.
+    pub chunks: HashSet<ChunkId>,
     /// Older packs that the session's manifests rely on.
     pub reused: HashSet<PackId>,
+}
+
+impl Written {
+    /// Adds what the session put later, and relies on since.
+    pub fn add(&mut self, later: Self) {
+        self.data_bytes += later.data_bytes;
+        self.metadata_bytes += later.metadata_bytes;
+        self.packs.extend(later.packs);
+        self.segments.extend(later.segments);
+        self.chunks.extend(later.chunks);
+        self.reused = later.reused;
+    }
 }
 
 /// The first failure of any worker: what the others meet afterwards only follows from it.
@@ -99,7 +114,27 @@ impl std::fmt::Debug for SessionWriter<'_> {
     }
 }
 
-impl SessionWriter<'_> {
+impl<'a> SessionWriter<'a> {
+    fn new(
+        repository: &Repository,
+        reader: &'a ChunkReader<'a>,
+        frames: Sender<Job<RawFrame>>,
+        permits: Sender<()>,
+    ) -> Self {
+        Self {
+            reader,
+            hasher: repository.hasher().clone(),
+            data: FrameBuilder::new(repository.config().frame_target_len),
+            metadata: FrameBuilder::new(METADATA_FRAME_LEN),
+            frames,
+            permits,
+            sequence: 0,
+            pending: HashSet::new(),
+            reused: HashSet::new(),
+            new_bytes: 0,
+        }
+    }
+
     /// Returns the bytes of disk content that the repository did not have.
     pub fn new_bytes(&self) -> u64 {
         self.new_bytes
@@ -147,6 +182,11 @@ impl SessionWriter<'_> {
             self.send(PackKind::Metadata, frame)?;
         }
         Ok(id)
+    }
+
+    /// Notes that the session relies on a chunk in an older pack.
+    pub fn rely_on(&mut self, pack: PackId) {
+        self.reused.insert(pack);
     }
 
     /// Stores a chunk whatever is known of it, each time it is called; metadata in two packs.
@@ -199,6 +239,22 @@ pub fn write_session<T>(
     session: SessionId,
     body: impl FnOnce(&mut SessionWriter<'_>) -> Result<T>,
 ) -> Result<(T, Written)> {
+    write_more(repository, reader, session, &Written::default(), body)
+}
+
+/// As [`write_session`], for a session that has put something before.
+///
+/// # Errors
+/// As [`write_session`].
+pub fn write_more<T>(
+    repository: &Repository,
+    reader: &ChunkReader<'_>,
+    session: SessionId,
+    before: &Written,
+    body: impl FnOnce(&mut SessionWriter<'_>) -> Result<T>,
+) -> Result<(T, Written)> {
+    // as many segments have a number already
+    let number = u32::try_from(before.segments.len()).unwrap_or(u32::MAX);
     let failure = FirstFailure::default();
     let result = std::thread::scope(|scope| {
         let (raw_sender, raw_receiver) = bounded::<Job<RawFrame>>(RAW_QUEUE);
@@ -228,29 +284,19 @@ pub fn write_session<T>(
         }
         drop((pack_receiver, stored_sender, used_sender));
         let lister = scope.spawn(move || {
-            let lister = Lister::new(repository, session);
+            let lister = Lister::new(repository, session, number);
             lister.run(&stored_receiver).map_err(|error| failed.set(error))
         });
-        let mut writer = SessionWriter {
-            reader,
-            hasher: repository.hasher().clone(),
-            data: FrameBuilder::new(repository.config().frame_target_len),
-            metadata: FrameBuilder::new(METADATA_FRAME_LEN),
-            frames: raw_sender,
-            permits: permit_sender,
-            sequence: 0,
-            pending: HashSet::new(),
-            reused: HashSet::new(),
-            new_bytes: 0,
-        };
+        let mut writer = SessionWriter::new(repository, reader, raw_sender, permit_sender);
         let result = body(&mut writer).and_then(|value| writer.flush().map(|()| value));
         let reused = std::mem::take(&mut writer.reused);
+        let chunks = std::mem::take(&mut writer.pending);
         // closes the queue: all threads finish what is in it and end
         drop(writer);
         let written = lister.join();
         let value = result?;
         match written {
-            Ok(Ok(written)) => Ok((value, Written { reused, ..written })),
+            Ok(Ok(written)) => Ok((value, Written { reused, chunks, ..written })),
             // the failure is in its slot
             Ok(Err(())) => Err(Error::Cancelled),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -403,13 +449,13 @@ struct Lister<'a> {
 }
 
 impl<'a> Lister<'a> {
-    fn new(repository: &'a Repository, session: SessionId) -> Self {
+    fn new(repository: &'a Repository, session: SessionId, segment_number: u32) -> Self {
         Self {
             repository,
             session,
             packs: Vec::new(),
             chunks: Vec::new(),
-            segment_number: 0,
+            segment_number,
             written: Written::default(),
         }
     }
@@ -428,6 +474,7 @@ impl<'a> Lister<'a> {
     }
 
     fn list(&mut self, pack: StoredPack) {
+        self.written.packs.insert(pack.id);
         match pack.kind {
             PackKind::Data => self.written.data_bytes += pack.stored_len,
             PackKind::Metadata => self.written.metadata_bytes += pack.stored_len,

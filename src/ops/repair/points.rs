@@ -16,7 +16,7 @@ use crate::id::{ChunkId, PointId, SessionId};
 use crate::manifest::{EntryRef, NodeAt, TreeWriter, Visitor, walk};
 use crate::monitor::Monitor;
 use crate::ops::lost_points::{self, LostPoint, LostPoints};
-use crate::ops::record::check_marks;
+use crate::ops::marked::check_marks;
 use crate::repo::heal::find_lost;
 use crate::repo::reader::ChunkReader;
 use crate::repo::rules::Rule;
