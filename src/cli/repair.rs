@@ -108,6 +108,8 @@ fn index(app: &App, work: &Work, dry_run: bool) -> Result<Exit> {
     let verb = if dry_run { "would list" } else { "listed" };
     let mut lines =
         vec![format!("{verb} {} with {}", count(report.packs, "pack"), count(report.chunks, "chunk"))];
+    let put = if dry_run { "would be put anew" } else { "is put anew" };
+    lines.extend(report.configs.iter().map(|name| format!("{name} {put}")));
     if report.unreadable_segments > 0 {
         let segments = count(report.unreadable_segments, "segment");
         lines.push(format!("{segments} cannot be read; the next prune takes what they leave"));

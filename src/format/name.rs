@@ -9,6 +9,8 @@ use crate::id::{PackId, SegmentId, SessionId};
 pub enum ObjectName {
     /// `config`
     Config,
+    /// `config.copy`: the same bytes once more.
+    ConfigCopy,
     /// `keys/<id>`: a wrapped master key; none exists in a plain repository.
     Key(SessionId),
     /// `packs/<first two digits>/<pack id>`
@@ -76,6 +78,7 @@ impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config => f.write_str("config"),
+            Self::ConfigCopy => f.write_str("config.copy"),
             Self::Key(id) => write!(f, "keys/{id}"),
             Self::Pack(id) => {
                 let hex = id.to_hex();
@@ -97,7 +100,7 @@ impl ObjectName {
     /// Returns the folder it is in; `None` at the top level.
     pub const fn folder(self) -> Option<Folder> {
         Some(match self {
-            Self::Config | Self::Reserve => return None,
+            Self::Config | Self::ConfigCopy | Self::Reserve => return None,
             Self::Key(_) => Folder::Keys,
             Self::Pack(_) => Folder::Packs,
             Self::Segment(_) => Folder::Segments,
@@ -114,6 +117,7 @@ impl ObjectName {
         let Some((folder, rest)) = path.split_once('/') else {
             return match path {
                 "config" => Some(Self::Config),
+                "config.copy" => Some(Self::ConfigCopy),
                 "reserve" => Some(Self::Reserve),
                 _ => None,
             };
@@ -150,6 +154,7 @@ mod tests {
         let pack = PackId::from_bytes([0xab; 32]);
         for name in [
             ObjectName::Config,
+            ObjectName::ConfigCopy,
             ObjectName::Reserve,
             ObjectName::Key(sid),
             ObjectName::Pack(pack),

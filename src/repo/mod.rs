@@ -1,5 +1,6 @@
 //! The repository: what it holds, how it changes, how it is read.
 //!
+//! * `config`: the config and its copy
 //! * [`catalog`]: outcomes and tombstones, from which the list of points follows
 //! * [`fence`]: making sure that sessions have ended
 //! * [`session`]: registered work and the one object that decides how it ended
@@ -12,6 +13,7 @@
 
 pub mod catalog;
 mod compare;
+mod config;
 pub mod fence;
 pub mod heal;
 pub mod ingest;
@@ -30,7 +32,6 @@ use std::time::Duration;
 use crate::chunk::{Cutter, IdHasher};
 use crate::error::{Context, Error, FormatFault, Result};
 use crate::format::config::{Config, CutterParams, StorageTraits};
-use crate::format::envelope::ObjectKind;
 use crate::format::limits::FORMAT_VERSION;
 use crate::format::name::ObjectName;
 use crate::id::{KeyDomainId, RepositoryId, SessionId};
@@ -139,13 +140,15 @@ impl Repository {
     /// Makes a new repository in an empty storage and opens it, without a local index.
     ///
     /// # Errors
-    /// [`Error::Exists`] if there is one already; [`Error::Malformed`] for options out of bounds.
+    /// [`Error::Exists`] if there is one already, [`Error::Refused`] if there was one; [`Error::Malformed`] for options out
+    /// of bounds.
     pub fn create(
         storage: Box<dyn Storage>,
         options: &CreateOptions,
         environment: &Environment,
     ) -> Result<Self> {
         let storage: Arc<dyn Storage> = storage.into();
+        config::refuse_repository(storage.as_ref())?;
         let create_if_absent = probe(storage.as_ref())?;
         let config = Config {
             format_version: FORMAT_VERSION,
@@ -165,16 +168,20 @@ impl Repository {
         };
         let named = |fault: FormatFault| Error::malformed("the new config", fault);
         config.check().map_err(named)?;
-        // the reserve first: a repository exists from the moment that its config does, and is complete then
+        let bytes = config.to_object().map_err(named)?;
+        // in order to be crash consistent, in this order: a repository exists from the moment that its config does, and is
+        // complete then; only whoever has put the config may put the copy, which a prune puts where it is missing
         put_reserve(storage.as_ref(), MIN_RESERVE_LEN)?;
-        storage.put_new(ObjectName::Config, &config.to_object().map_err(named)?)?;
+        storage.put_new(ObjectName::Config, &bytes)?;
+        storage.put_new(ObjectName::ConfigCopy, &bytes)?;
         Self::with_config(storage, config, None, environment)
     }
 
     /// Opens a repository. `cache_dir` is where the local index lives; without one it is built in memory.
     ///
     /// # Errors
-    /// [`Error::NoRepository`] where there is none, [`Error::Malformed`] for a config that this program cannot read.
+    /// [`Error::NoRepository`] where there is none, [`Error::Malformed`] for a config that this program cannot read, nor its
+    /// copy.
     pub fn open(
         storage: Box<dyn Storage>,
         cache_dir: Option<&Path>,
@@ -182,12 +189,7 @@ impl Repository {
         monitor: &dyn Monitor,
     ) -> Result<Self> {
         let storage: Arc<dyn Storage> = storage.into();
-        let bytes = match storage.get(ObjectName::Config, ObjectKind::Config.max_object_len()) {
-            Err(Error::NotFound { .. }) => return Err(Error::NoRepository { url: storage.url() }),
-            other => other?,
-        };
-        let config = Config::from_object(&bytes)
-            .map_err(|fault| Error::malformed(format!("config of {}", storage.url()), fault))?;
+        let config = config::read(storage.as_ref(), monitor)?;
         let repository = Self::with_config(storage, config, cache_dir, environment)?;
         repository.open_local_index(monitor);
         Ok(repository)

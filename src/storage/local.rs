@@ -97,7 +97,7 @@ impl LocalStorage {
         for entry in entries {
             let entry = entry.map_err(|error| Error::io("list", root.display(), error))?;
             let name = entry.file_name();
-            if name == "config" {
+            if name == "config" || name == "config.copy" {
                 return Err(Error::Exists { object: format!("the repository {}", root.display()) });
             }
             if name != "reserve" && name != "lost+found" && missing.iter().all(|folder| name != *folder) {

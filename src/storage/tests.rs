@@ -22,6 +22,7 @@ fn names() -> Vec<(Option<Folder>, ObjectName)> {
     let session = SessionId::from_bytes([5; 16]);
     vec![
         (None, ObjectName::Config),
+        (None, ObjectName::ConfigCopy),
         (None, ObjectName::Reserve),
         (Some(Folder::Keys), ObjectName::Key(session)),
         (Some(Folder::Packs), pack(5)),

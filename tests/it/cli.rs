@@ -158,6 +158,7 @@ fn directory_of(kept: &Kept, name: &str) -> PathBuf {
 fn a_repository_that_is_none_or_not_whole_is_named() {
     let kept = Kept::new();
     let config = kept.vmkeep.repository().join("config");
+    let copy = kept.vmkeep.repository().join("config.copy");
     let whole = fs::read(&config).unwrap();
     let mut newer = whole.clone();
     // the version stands behind the magic
@@ -168,14 +169,34 @@ fn a_repository_that_is_none_or_not_whole_is_named() {
         [(&whole[..0], "config"), (&whole[..20], "config"), (&foreign[..], "magic"), (&newer[..], "")]
     {
         fs::write(&config, content).unwrap();
+        // one of the two is enough, and it is said
+        fs::write(&copy, &whole).unwrap();
+        let output = kept.vmkeep.command(&["points"]).output().unwrap();
+        let said = text(&output);
+        assert!(output.status.success() && said.contains("repair index"), "{said}");
+        fs::write(&copy, content).unwrap();
         let said = text(&kept.vmkeep.command(&["points"]).output().unwrap());
         let output = kept.vmkeep.command(&["points"]).output().unwrap();
         assert!(!output.status.success() && output.status.code().is_some_and(|code| code < 100), "{said}");
         assert!(said.contains("config") && said.contains(word) && !said.contains("panicked"), "{said}");
     }
     fs::remove_file(&config).unwrap();
+    let init = || {
+        let output = kept.vmkeep.command(&["init"]).output().unwrap();
+        assert!(!output.status.success(), "init over a repository");
+        text(&output)
+    };
+    fs::write(&copy, &whole).unwrap();
+    assert!(init().contains("exists already"));
+    let mended = kept.vmkeep.command(&["repair", "index"]).output().unwrap();
+    assert!(text(&mended).contains("config is put anew"), "{}", text(&mended));
+    assert_eq!(fs::read(&config).unwrap(), whole);
+    fs::remove_file(&config).unwrap();
+    fs::remove_file(&copy).unwrap();
     let said = text(&kept.vmkeep.command(&["points"]).output().unwrap());
     assert!(said.contains(kept.vmkeep.repository().to_str().unwrap()), "{said}");
+    let said = init();
+    assert!(said.contains("config is lost") && !config.exists() && !copy.exists(), "{said}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use vmkeep::error::Result;
+use vmkeep::error::{Error, Result};
 use vmkeep::extent::{ByteRange, RangeSet};
 use vmkeep::format::name::{Folder, ObjectName};
 use vmkeep::format::point::PointRecord;
@@ -12,14 +12,17 @@ use vmkeep::ops::RequestedLevel;
 use vmkeep::ops::backup::{ImageBackupOptions, ImageInput, backup_image};
 use vmkeep::ops::forget::forget;
 use vmkeep::ops::prune::{PruneOptions, prune};
-use vmkeep::ops::repair::repair_points;
+use vmkeep::ops::repair::{repair_index, repair_points};
 use vmkeep::ops::restore::{ImageFormat, OnDamage, RestoreOptions, RestoreOutput, restore};
 use vmkeep::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use vmkeep::repo::catalog::Ended;
 use vmkeep::repo::{CreateOptions, Environment, Repository};
 use vmkeep::source::image::ImageFileFormat;
 use vmkeep::storage::Storage;
+use vmkeep::storage::local::LocalStorage;
 use vmkeep::storage::memory::MemoryStorage;
+
+use crate::fixtures;
 
 fn environment() -> Environment {
     Environment {
@@ -75,7 +78,7 @@ impl Small {
     }
 
     fn objects(&self) -> Vec<ObjectName> {
-        let mut objects = vec![ObjectName::Config];
+        let mut objects = vec![ObjectName::Config, ObjectName::ConfigCopy];
         for folder in Folder::ALL {
             objects.extend(self.storage.list(folder).unwrap().into_iter().map(|listed| listed.name));
         }
@@ -83,7 +86,11 @@ impl Small {
     }
 
     fn open(&self) -> Result<Repository> {
-        Repository::open(Box::new(self.storage.clone()), None, &environment(), &Recorder::new())
+        self.open_with(&Recorder::new())
+    }
+
+    fn open_with(&self, monitor: &Recorder) -> Result<Repository> {
+        Repository::open(Box::new(self.storage.clone()), None, &environment(), monitor)
     }
 
     /// Returns true if a whole verify, or already opening, says that something is wrong.
@@ -230,7 +237,7 @@ fn the_loss_of_any_one_object_of_metadata_loses_no_point() {
     for name in small.objects() {
         let repository = small.open().unwrap();
         let is_metadata = match name {
-            ObjectName::Segment(_) => true,
+            ObjectName::Config | ObjectName::Segment(_) => true,
             ObjectName::Pack(id) => {
                 let len = small.storage.len(name).unwrap();
                 let (header, _) = repository.read_pack_table(id, len).unwrap();
@@ -249,6 +256,97 @@ fn the_loss_of_any_one_object_of_metadata_loses_no_point() {
                 },
             );
         }
+    }
+}
+
+/// A repository is opened by either of its two configs, whatever is wrong with the other one, and `repair index` puts it
+/// anew.
+#[test]
+fn one_config_is_enough() {
+    let small = Small::new();
+    let original = small.storage.get(ObjectName::Config, u64::MAX).unwrap();
+    for (name, other) in
+        [(ObjectName::Config, ObjectName::ConfigCopy), (ObjectName::ConfigCopy, ObjectName::Config)]
+    {
+        let damages = [None, Some(0), Some(original.len() / 2), Some(original.len() - 1)];
+        let flips = (0..original.len()).map(|at| {
+            let mut bytes = original.clone();
+            bytes[at] ^= 1 << (at % 8);
+            Some(bytes)
+        });
+        let cuts = damages.map(|keep| keep.map(|keep| original[..keep].to_vec()));
+        for damaged in cuts.into_iter().chain(flips) {
+            let is_lost = damaged.is_none();
+            small.storage.delete(name).unwrap();
+            damaged.iter().for_each(|bytes| small.storage.put_new(name, bytes).unwrap());
+            // a copy that is not there is none that is damaged: repositories began without one
+            assert_eq!(small.is_found(), name == ObjectName::Config || !is_lost);
+            let monitor = Recorder::new();
+            let repository = small.open_with(&monitor).unwrap();
+            assert_eq!(!monitor.warnings().is_empty(), name == ObjectName::Config, "{name}");
+            let planned = repair_index(&repository, true, &Recorder::new()).unwrap();
+            assert_eq!(small.storage.len(name).is_err(), is_lost, "a dry run put something");
+            let report = repair_index(&repository, false, &Recorder::new()).unwrap();
+            assert_eq!((planned.configs, report.configs), (vec![name.to_string()], vec![name.to_string()]));
+            assert_eq!(small.storage.get(name, u64::MAX).unwrap(), original);
+            assert!(!small.is_found());
+        }
+        // without either, or with both damaged, it is not opened, and nothing is made in its place
+        small.storage.delete(name).unwrap();
+        let again =
+            || Repository::create(Box::new(small.storage.clone()), &CreateOptions::default(), &environment());
+        assert!(matches!(again(), Err(Error::Exists { .. })));
+        small.storage.tamper(other, |bytes| Some(bytes[1..].to_vec()));
+        assert!(matches!(small.open(), Err(Error::Malformed { .. })));
+        assert!(matches!(again(), Err(Error::Exists { .. })));
+        small.storage.delete(other).unwrap();
+        assert!(matches!(small.open(), Err(Error::NoRepository { .. })));
+        assert!(matches!(again(), Err(Error::Refused { .. })));
+        assert!(small.storage.len(ObjectName::Config).is_err(), "made over a repository");
+        small.storage.put_new(name, &original).unwrap();
+        // the next prune puts the other one
+        prune(&small.open().unwrap(), &PruneOptions::default(), &Recorder::new()).unwrap();
+        assert_eq!(small.storage.get(other, u64::MAX).unwrap(), original);
+        assert_eq!(small.check_restores(), 2);
+    }
+}
+
+/// Version 1 began without the copy: that it is not there is no damage.
+#[test]
+fn a_repository_without_a_copy_of_config_is_sound_and_gets_one() {
+    for name in ["smallest", "two_points"] {
+        let root = fixtures::copy(name);
+        let copy = root.path().join("config.copy");
+        assert!(!copy.exists(), "a golden repository has changed");
+        let storage = Box::new(LocalStorage::open(root.path()).unwrap());
+        let monitor = Recorder::new();
+        let repository = Repository::open(storage, None, &fixtures::environment(), &monitor).unwrap();
+        let options = VerifyOptions { level: VerifyLevel::Restore, ..VerifyOptions::default() };
+        let report = verify(&repository, &options, &monitor).unwrap();
+        assert_eq!((report.findings, monitor.warnings()), (vec![], vec![]), "{name}");
+        prune(&repository, &PruneOptions { dry_run: true, ..PruneOptions::default() }, &monitor).unwrap();
+        assert!(!copy.exists(), "a dry run put it");
+        prune(&repository, &PruneOptions::default(), &monitor).unwrap();
+        assert_eq!(std::fs::read(copy).unwrap(), std::fs::read(root.path().join("config")).unwrap());
+        assert_eq!(verify(&repository, &options, &monitor).unwrap().findings, []);
+    }
+}
+
+/// Of two that are sound and differ nobody but its owner knows which one is wrong.
+#[test]
+fn a_config_of_another_repository_is_found_and_not_taken_away() {
+    let (small, other) = (Small::new(), Small::new());
+    for name in [ObjectName::ConfigCopy, ObjectName::Config] {
+        let original = small.storage.get(name, u64::MAX).unwrap();
+        let foreign = other.storage.get(name, u64::MAX).unwrap();
+        small.storage.tamper(name, |_| Some(foreign.clone()));
+        assert!(small.is_found(), "{name}");
+        let repository = small.open().unwrap();
+        assert!(matches!(repair_index(&repository, false, &Recorder::new()), Err(Error::Malformed { .. })));
+        drop(prune(&repository, &PruneOptions::default(), &Recorder::new()));
+        assert_eq!(small.storage.get(name, u64::MAX).unwrap(), foreign);
+        small.storage.tamper(name, |_| Some(original));
+        assert_eq!(small.check_restores(), 2);
     }
 }
 

@@ -741,6 +741,7 @@ fn whatever_is_missing_the_rest_is_looked_at() {
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     std::fs::set_permissions(&config, permissions).unwrap();
     std::fs::write(&config, &whole[..20]).unwrap();
+    std::fs::remove_file(ward.vmkeep.repository().join("config.copy")).unwrap();
     let summary = told(&|_| {}, "repository-damaged", "config");
     assert!(!has(&summary, "leftover-checkpoint"), "{summary:#}");
     std::fs::remove_file(&config).unwrap();

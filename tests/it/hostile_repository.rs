@@ -253,6 +253,7 @@ fn bombs_and_lengths() {
 fn a_config_of_another_world() {
     let hostile = Hostile::new();
     let config = hostile.vmkeep.repository().join("config");
+    std::fs::remove_file(hostile.vmkeep.repository().join("config.copy")).unwrap();
     for bytes in
         [Vec::new(), vec![0xff; 4096], bomb(ObjectKind::Config, &hostile, 16 << 20, &vec![0; 90 << 20])]
     {

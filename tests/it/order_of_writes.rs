@@ -175,8 +175,9 @@ fn making_a_repository() {
     let reserve = first(&steps, |step| *step == Step::Put(ObjectName::Reserve));
     let config = first(&steps, |step| *step == Step::Put(ObjectName::Config));
     let probe = first(&steps, |step| matches!(step, Step::Delete(ObjectName::Heartbeat(_))));
-    ascending(&[probe, reserve, config]);
-    assert_eq!(config + 1, steps.len(), "config is the last object");
+    let copy = first(&steps, |step| *step == Step::Put(ObjectName::ConfigCopy));
+    ascending(&[probe, reserve, config, copy]);
+    assert_eq!((config + 1, copy + 1), (copy, steps.len()), "nothing but its copy comes behind config");
 }
 
 #[test]

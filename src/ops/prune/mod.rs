@@ -111,20 +111,23 @@ pub fn prune(repository: &Repository, options: &PruneOptions, monitor: &dyn Moni
             repository.storage().delete(ObjectName::Reserve)?;
             let thrifty = PruneOptions { max_repack_bytes: 0, ..options.clone() };
             let report = prune_once(repository, &thrifty, monitor)?;
-            grow_reserve(repository, monitor);
+            put_spare(repository, monitor);
             Ok(report)
         }
         Ok(report) if !options.dry_run => {
-            grow_reserve(repository, monitor);
+            put_spare(repository, monitor);
             Ok(report)
         }
         other => other,
     }
 }
 
-/// Puts the reserve back, as long as all segments together: so much a prune may have to write before it may delete.
-/// A reserve that cannot be put is no reason to call a prune failed.
-fn grow_reserve(repository: &Repository, monitor: &dyn Monitor) {
+/// Puts a config where it is missing, and the reserve back, as long as all segments together: so much a prune may have to
+/// write before it may delete. What cannot be put is no reason to call a prune failed.
+fn put_spare(repository: &Repository, monitor: &dyn Monitor) {
+    if let Err(error) = repository.put_missing_config() {
+        monitor.note(&format!("a config that is missing could not be put: {error}"));
+    }
     let grown = repository.storage().list(Folder::Segments).and_then(|segments| {
         let len = segments.iter().map(|listed| listed.len).sum();
         repository.put_reserve(len)

@@ -1,4 +1,4 @@
-//! Segments for packs that none lists.
+//! Segments for packs that none lists, and the config.
 
 use std::collections::HashSet;
 
@@ -22,6 +22,8 @@ use crate::repo::writer::put_segment;
 /// What was repaired.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct IndexReport {
+    /// Config, or its copy, that was missing or damaged and is put anew.
+    pub configs: Vec<String>,
     /// Segments that cannot be read.
     pub unreadable_segments: u64,
     /// Packs that no segment listed and one lists now.
@@ -32,15 +34,17 @@ pub struct IndexReport {
     pub dry_run: bool,
 }
 
-/// Lists every whole pack that no segment that counts lists, in new segments. What sessions left that were killed is
+/// Puts the config or its copy where one is damaged or missing, and lists every whole pack that no segment that counts lists, in new segments. What sessions left that were killed is
 /// listed too: it is content like any other, and a prune takes what nothing needs.
 ///
 /// # Errors
-/// Those of the storage; [`Error::Fenced`] by a prune.
+/// [`Error::Malformed`] if config and copy are of two repositories; those of the storage; [`Error::Fenced`] by a prune.
 pub fn repair_index(repository: &Repository, dry_run: bool, monitor: &dyn Monitor) -> Result<IndexReport> {
+    // before anything is put in the name of a repository that may be another one
+    let configs = repository.repair_config(dry_run)?.iter().map(ToString::to_string).collect();
     let session = if dry_run { None } else { Some(Session::begin(repository, SessionKind::Repair)?) };
     let (catalog, view) = repository.refresh(monitor)?;
-    let mut report = IndexReport { dry_run, ..IndexReport::default() };
+    let mut report = IndexReport { configs, dry_run, ..IndexReport::default() };
     let mut listed: HashSet<PackId> = HashSet::new();
     for id in repository.segments()? {
         match repository.load_segment(id) {

@@ -195,6 +195,9 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
     for (name, problem) in catalog.problems() {
         findings.at(name.to_string(), problem);
     }
+    for (name, problem) in repository.config_problems()? {
+        findings.at(name.to_string(), &problem);
+    }
     let wanted = wanted_packs(repository, &catalog, &view, &points, options, &mut report)?;
     let mut bad = Bad::default();
     let scope =

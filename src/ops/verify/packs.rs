@@ -141,7 +141,7 @@ fn verify_pack(
         Ok(()) => {}
         Err(Error::Cancelled) => return Err(Error::Cancelled),
         // one pack that cannot be read is damage; a storage that cannot be reached is not
-        Err(error @ Error::Io { .. }) if repository.storage().len(ObjectName::Config).is_err() => {
+        Err(error @ Error::Io { .. }) if !repository.is_reachable() => {
             return Err(error);
         }
         // nor is what this process may not do, or has no room for

@@ -80,10 +80,13 @@ fn envelope(bytes: &[u8], magic: &[u8; 8]) -> Result<([u8; 16], Vec<u8>), Fault>
 }
 
 impl Repository {
-    /// Reads `config`, outcomes and tombstones: §7, §19 steps 1 and 2.
+    /// Reads `config` or its copy, outcomes and tombstones: §7, §19 steps 1 and 2.
     fn open(root: &Path) -> Result<Self, Fault> {
-        let bytes = std::fs::read(root.join("config")).map_err(|error| error.to_string())?;
-        let (envelope_id, body) = envelope(&bytes, b"vmkpCONF")?;
+        let read = |name| {
+            let bytes = std::fs::read(root.join(name)).map_err(|error| error.to_string())?;
+            envelope(&bytes, b"vmkpCONF")
+        };
+        let (envelope_id, body) = read("config").or_else(|fault| read("config.copy").map_err(|_| fault))?;
         let mut config = Cursor::new(&body);
         check(config.u16()? == 1, "another version")?;
         let id = config.array()?;

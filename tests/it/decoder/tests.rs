@@ -69,6 +69,29 @@ fn restores_the_smallest_repository() {
 }
 
 #[test]
+fn restores_by_the_copy_of_config() {
+    for damage in [None, Some(0), Some(8), Some(70)] {
+        let root = fixtures::copy("smallest");
+        let (config, copy) = (root.path().join("config"), root.path().join("config.copy"));
+        let mut bytes = std::fs::read(&config).unwrap();
+        match damage {
+            None => std::fs::rename(&config, &copy).unwrap(),
+            Some(at) => {
+                bytes[at] ^= 1;
+                std::fs::copy(&config, &copy).unwrap();
+                std::fs::write(&config, &bytes).unwrap();
+            }
+        }
+        let mut repository = Repository::open(root.path()).unwrap();
+        repository.load_segments().unwrap();
+        let points = repository.points();
+        assert_eq!(repository.restore(&points[0].disks[0].1).unwrap()[..4096], [b'v'; 4096]);
+        std::fs::remove_file(&copy).unwrap();
+        assert!(Repository::open(root.path()).is_err());
+    }
+}
+
+#[test]
 fn any_one_pack_of_metadata_may_be_lost() {
     let root = fixtures::copy("two_points");
     let mut repository = Repository::open(root.path()).unwrap();

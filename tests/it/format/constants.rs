@@ -103,6 +103,7 @@ fn the_document_states_every_name() {
     let (session, long) = (SessionId::from_bytes([0x5e; 16]), [0x1d; 32]);
     let names = [
         ObjectName::Config,
+        ObjectName::ConfigCopy,
         ObjectName::Key(session),
         ObjectName::Pack(PackId::from_bytes(long)),
         ObjectName::Segment(SegmentId::from_bytes(long)),
