@@ -248,16 +248,22 @@ pub(crate) struct FailingStorage {
     inner: MemoryStorage,
     left: Arc<AtomicU64>,
     fault: Fault,
+    failed_read: Arc<Mutex<Option<String>>>,
 }
 
 impl FailingStorage {
     pub(crate) fn new(inner: MemoryStorage, at: u64, fault: Fault) -> Self {
-        Self { inner, left: Arc::new(AtomicU64::new(at)), fault }
+        Self { inner, left: Arc::new(AtomicU64::new(at)), fault, failed_read: Arc::default() }
     }
 
     /// Returns true once the operation has gone wrong.
     pub(crate) fn has_failed(&self) -> bool {
         self.left.load(Ordering::SeqCst) == u64::MAX
+    }
+
+    /// Returns the object or folder that could not be read, if it was a read that went wrong.
+    pub(crate) fn failed_read(&self) -> Option<String> {
+        self.failed_read.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Counts an operation; returns true if it is the one.
@@ -278,6 +284,7 @@ impl FailingStorage {
 
     fn read<T>(&self, name: &str, read: impl FnOnce() -> Result<T>) -> Result<T> {
         if self.is_due() {
+            *self.failed_read.lock().unwrap_or_else(PoisonError::into_inner) = Some(name.to_owned());
             return Err(Fault::Eio.error(name));
         }
         read()
