@@ -250,11 +250,12 @@ pub(crate) struct FailingStorage {
     fault: Fault,
     /// Only puts into this folder are counted.
     only: Option<Folder>,
+    failed_read: Arc<Mutex<Option<String>>>,
 }
 
 impl FailingStorage {
     pub(crate) fn new(inner: MemoryStorage, at: u64, fault: Fault) -> Self {
-        Self { inner, left: Arc::new(AtomicU64::new(at)), fault, only: None }
+        Self { inner, left: Arc::new(AtomicU64::new(at)), fault, only: None, failed_read: Arc::default() }
     }
 
     /// The put number `at` into a folder goes wrong, and nothing else.
@@ -265,6 +266,11 @@ impl FailingStorage {
     /// Returns true once the operation has gone wrong.
     pub(crate) fn has_failed(&self) -> bool {
         self.left.load(Ordering::SeqCst) == u64::MAX
+    }
+
+    /// Returns the object or folder that could not be read, if it was a read that went wrong.
+    pub(crate) fn failed_read(&self) -> Option<String> {
+        self.failed_read.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Counts an operation; returns true if it is the one.
@@ -289,6 +295,7 @@ impl FailingStorage {
 
     fn read<T>(&self, name: &str, read: impl FnOnce() -> Result<T>) -> Result<T> {
         if self.only.is_none() && self.is_due() {
+            *self.failed_read.lock().unwrap_or_else(PoisonError::into_inner) = Some(name.to_owned());
             return Err(Fault::Eio.error(name));
         }
         read()

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Vmkeep, point, text};
+use crate::support::{Vmkeep, point, skipped, text};
 
 /// A small file system in memory, unmounted when dropped.
 struct Small {
@@ -22,11 +22,12 @@ impl Small {
         match mount.output() {
             Ok(output) if output.status.success() => Some(Self { dir }),
             Ok(output) => {
-                println!("SKIPPED: a file system cannot be mounted here: {}", text(&output).trim());
+                let reason = format!("a file system cannot be mounted here: {}", text(&output).trim());
+                skipped(&reason, &["mount"]);
                 None
             }
             Err(error) => {
-                println!("SKIPPED: there is no mount: {error}");
+                skipped(&format!("there is no mount: {error}"), &["mount"]);
                 None
             }
         }

@@ -9,6 +9,7 @@ mod fixtures;
 mod format;
 mod full_disk;
 mod fuzz;
+mod golden;
 mod guest;
 mod hostile_bytes;
 mod hostile_repository;

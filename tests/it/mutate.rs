@@ -1,7 +1,11 @@
-//! Fuzzing on stable: samples are changed at random, again and again for a while. Unit tests of the library include this
-//! file too.
+//! Fuzzing on stable: samples are changed at random, again and again for a while, in a process of its own whose memory is
+//! measured. Unit tests of the library and of the program include this file too.
 
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+/// Memory that a process may take, beside 16 times its input, bytes.
+const MAX_MEMORY: u64 = 64 << 20;
 
 /// Numbers that lengths and counts are made of to hurt.
 const NUMBERS: [u64; 14] = [
@@ -42,6 +46,8 @@ fn computed() -> Option<Duration> {
 /// Calls `run` with changed samples until the time is over: `seconds`, or with `VMKEEP_TEST_LONG` ten minutes in which
 /// this thread computes, however busy the machine is. Prints how many there were. What was tried last is in the message if `run` panics.
 ///
+/// The process has to have taken little memory in all: call it in one of its own, by [`alone`].
+///
 /// `text`: the samples are texts, and what a person might mistype is tried more often than any bytes.
 pub fn fuzz(name: &str, samples: &[Vec<u8>], text: bool, seconds: f64, run: &mut dyn FnMut(&[u8])) {
     let long = std::env::var_os("VMKEEP_TEST_LONG").is_some();
@@ -52,12 +58,14 @@ pub fn fuzz(name: &str, samples: &[Vec<u8>], text: bool, seconds: f64, run: &mut
         _ => start.elapsed(),
     };
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut longest = 0;
     // asking the kernel each time would be most of the work
     while !count.is_multiple_of(64) || spent() < budget {
         let mut bytes = samples[random.below(samples.len())].clone();
         for _ in 0..=random.below(6) {
             change(&mut random, &mut bytes, samples, text);
         }
+        longest = longest.max(bytes.len() as u64);
         let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&bytes)));
         if let Err(panic) = tried {
             println!("{name}: number {count}: {}", String::from_utf8_lossy(&bytes).escape_debug());
@@ -66,7 +74,37 @@ pub fn fuzz(name: &str, samples: &[Vec<u8>], text: bool, seconds: f64, run: &mut
         }
         count += 1;
     }
-    println!("{name}: {count} inputs in {:.1} s", spent().as_secs_f64());
+    let peak = peak();
+    println!("{name}: {count} inputs in {:.1} s, at most {} MiB", spent().as_secs_f64(), peak >> 20);
+    assert!(peak <= MAX_MEMORY + 16 * longest, "{name}: {peak} bytes of memory for inputs of {longest}");
+}
+
+/// Peak of the process's memory, bytes.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// Starts an ignored test of this binary, by its whole path, in a process of its own.
+pub fn start_alone(test: &str, variables: &[(&str, usize)]) -> Child {
+    let name = test.split_once("::").map_or(test, |(_, name)| name);
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--ignored", "--test-threads=1", "--nocapture"])
+        .envs(variables.iter().map(|(variable, value)| (variable, value.to_string())))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// Waits for such a test, and fails with it.
+pub fn finish_alone(child: Child) {
+    let child = child.wait_with_output().unwrap();
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    println!("{said}");
+    assert!(child.status.success() && said.contains("1 passed"), "{said}");
 }
 
 fn change(random: &mut Random, bytes: &mut Vec<u8>, samples: &[Vec<u8>], text: bool) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Vmkeep, is_long, point, text};
+use crate::support::{Vmkeep, is_long, point, skipped, text};
 
 /// Length of the disk, bytes: XFS wants 300 MiB.
 const DISK_LEN: u64 = 320 << 20;
@@ -300,7 +300,11 @@ fn the_power_goes_at_any_moment() {
     for (file_system, cuts) in [("ext4", 10), ("xfs", 10)] {
         match cut_often(file_system, if is_long() { 500 } else { cuts }) {
             Ok(cuts) => println!("{file_system}: {cuts} power cuts, nothing lost"),
-            Err(reason) => println!("SKIPPED: {file_system}: {reason}"),
+            Err(reason) => {
+                let make = format!("mkfs.{file_system}");
+                let tools = [&make, "losetup", "mount", "qemu-storage-daemon"];
+                skipped(&format!("{file_system}: {reason}"), &tools);
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Four backups, prune, restore and verify at once on one repository, for a while. Processes are stopped for longer than
+//! Four backups, two prunes, restore and verify at once on one repository, for a while. Processes are stopped for longer than
 //! any time-out and wake up again, and their clocks are days apart.
 
 use std::process::{Child, Command, Stdio};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use crate::support::{Vmkeep, is_long, point, text};
+use crate::support::{Vmkeep, is_long, point, skipped, text};
 
 /// Heartbeat, until dead, between looks: milliseconds.
 const TIMING: &str = "300,1500,50";
@@ -22,6 +22,7 @@ struct Counts {
     backups: AtomicU64,
     fenced: AtomicU64,
     prunes: AtomicU64,
+    refused_prunes: AtomicU64,
     restores: AtomicU64,
     verifies: AtomicU64,
     stopped: AtomicU64,
@@ -123,11 +124,13 @@ impl Soak {
         }
     }
 
-    fn prune(&self) {
-        let mut random = Random(0xabcd);
+    fn prune(&self, number: u64) {
+        let mut random = Random(0xabcd + number);
         while !self.is_over() {
             match self.run(&["prune", "--max-unused", "0"], &mut random, true) {
-                (0 | 11, _) => drop(self.counts.prunes.fetch_add(1, Ordering::Relaxed)),
+                (0, _) => drop(self.counts.prunes.fetch_add(1, Ordering::Relaxed)),
+                // another prune is at work, or has ended this one while it was stopped
+                (11, _) => drop(self.counts.refused_prunes.fetch_add(1, Ordering::Relaxed)),
                 (code, said) => self.violation(format!("prune ended with {code}: {said}")),
             }
             std::thread::sleep(Duration::from_millis(random.below(200)));
@@ -154,7 +157,7 @@ impl Soak {
     fn check(&self, id: &str, seed: u64, target: &std::path::Path, random: &mut Random) {
         let _ = std::fs::remove_file(target);
         let (code, said) =
-            self.run(&["restore", id, "--to", &format!("vda={}", target.display())], random, false);
+            self.run(&["restore", id, "--to", &format!("vda={}", target.display())], random, true);
         if code != 0 {
             self.violation(format!("restore of {id} ended with {code}: {said}"));
         } else if std::fs::read(target).unwrap() != content(seed) {
@@ -186,7 +189,7 @@ fn faketime() -> Option<String> {
 fn everything_at_once() {
     let faketime = faketime();
     if faketime.is_none() {
-        println!("SKIPPED: wrong clocks: there is no faketime");
+        skipped("wrong clocks: there is no faketime", &["faketime"]);
     }
     let soak = Soak {
         vmkeep: Vmkeep::init(None),
@@ -203,7 +206,8 @@ fn everything_at_once() {
             let soak = &soak;
             scope.spawn(move || soak.back_up(domain));
         }
-        scope.spawn(|| soak.prune());
+        scope.spawn(|| soak.prune(0));
+        scope.spawn(|| soak.prune(1));
         scope.spawn(|| soak.restore(0));
         scope.spawn(|| soak.verify());
         while start.elapsed() < time && !soak.is_over() {
@@ -221,12 +225,22 @@ fn everything_at_once() {
             soak.check(id, *seed, &soak.vmkeep.path("last.raw"), &mut random);
         }
     }
-    let Counts { backups, fenced, prunes, restores, verifies, stopped } = &soak.counts;
+    let Counts { backups, fenced, prunes, refused_prunes, restores, verifies, stopped } = &soak.counts;
     println!(
-        "{backups:?} backups, {fenced:?} refused, {prunes:?} prunes, {restores:?} restores, {verifies:?} verifies, \
-         {stopped:?} stopped"
+        "{backups:?} backups, {fenced:?} refused, {prunes:?} prunes, {refused_prunes:?} refused, {restores:?} restores, \
+         {verifies:?} verifies, {stopped:?} stopped"
     );
     let violations = soak.violations.into_inner().unwrap();
     assert!(violations.is_empty(), "{}", violations.join("\n\n"));
     assert!(backups.load(Ordering::Relaxed) > 20, "too little was done");
+    for (what, count) in [
+        ("backup was refused", fenced),
+        ("prune was done", prunes),
+        ("second prune was refused", refused_prunes),
+        ("restore was done", restores),
+        ("verify was done", verifies),
+        ("process was stopped", stopped),
+    ] {
+        assert!(count.load(Ordering::Relaxed) > 0, "no {what}");
+    }
 }

@@ -111,6 +111,18 @@ pub fn is_long() -> bool {
     std::env::var_os("VMKEEP_TEST_LONG").is_some()
 }
 
+/// Says that a test was left out because this machine does not allow it. Where `CI` is set, root runs it and its tools
+/// are there, that is a failure: nobody would notice that it is never run.
+#[track_caller]
+pub fn skipped(reason: &str, tools: &[&str]) {
+    println!("SKIPPED: {reason}");
+    let is_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = |tool: &&str| std::env::split_paths(&path).any(|dir| dir.join(tool).exists());
+    let can_run = rustix::process::geteuid().is_root() && tools.iter().all(is_there);
+    assert!(!(is_ci && can_run), "left out where it has to run: {reason}");
+}
+
 /// A repository and how to call the program on it.
 pub struct Vmkeep {
     pub dir: tempfile::TempDir,

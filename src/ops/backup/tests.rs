@@ -1,6 +1,7 @@
 //! A domain in memory, with dirty bitmaps that work as QEMU's do, against a `Vec<u8>` model.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -151,6 +152,8 @@ pub(in crate::ops) struct World {
     disks: BTreeMap<String, Disk>,
     pub kept: Vec<Kept>,
     checkpoints: u32,
+    /// Where the local index is; else it is in memory.
+    cache: Option<PathBuf>,
 }
 
 impl World {
@@ -165,14 +168,15 @@ impl World {
             let content = vec![0; *size as usize];
             (format!("vd{}", char::from(b'a' + no as u8)), Disk { content, bitmaps: BTreeMap::new() })
         });
-        Self { storage, repository, disks: disks.collect(), kept: Vec::new(), checkpoints: 0 }
+        Self { storage, repository, disks: disks.collect(), kept: Vec::new(), checkpoints: 0, cache: None }
     }
 
     /// Goes on with disks and points of another world on what is left of its repository; bitmaps are gone.
     pub fn resume(repository: Repository, contents: &BTreeMap<String, Vec<u8>>, kept: Vec<Kept>) -> Self {
         let disk = |content: &Vec<u8>| Disk { content: content.clone(), bitmaps: BTreeMap::new() };
         let disks = contents.iter().map(|(target, content)| (target.clone(), disk(content))).collect();
-        Self { storage: MemoryStorage::new(), repository, disks, kept, checkpoints: 1_000_000 }
+        let (storage, checkpoints) = (MemoryStorage::new(), 1_000_000);
+        Self { storage, repository, disks, kept, checkpoints, cache: None }
     }
 
     /// Returns what all disks hold now.
@@ -216,7 +220,8 @@ impl World {
     /// Opens the repository anew: what only the process knew is gone.
     pub fn reopen(&mut self) {
         let storage = Box::new(self.storage.clone());
-        self.repository = Repository::open(storage, None, &environment(), &Recorder::new()).unwrap();
+        let cache = self.cache.as_deref();
+        self.repository = Repository::open(storage, cache, &environment(), &Recorder::new()).unwrap();
     }
 
     pub fn backup(&mut self, level: RequestedLevel) -> BackupReport {

@@ -403,13 +403,20 @@ proptest! {
 
 #[test]
 fn any_selector_fits_or_is_refused() {
+    let test = concat!(module_path!(), "::alone_selectors");
+    crate::mutate::finish_alone(crate::mutate::start_alone(test, &[]));
+}
+
+#[test]
+#[ignore = "measures its own process: run by any_selector_fits_or_is_refused"]
+fn alone_selectors() {
     let week = week();
     let samples: Vec<Vec<u8>> =
         ["12", "latest~2", "web", "web~5", "web@2026-07-01T02:00-01:00", "web@saturday:vdb", "web@cp1"]
             .into_iter()
             .map(|text| text.as_bytes().to_vec())
             .collect();
-    crate::mutate::fuzz("selectors", &samples, true, 5.0, &mut |bytes| {
+    crate::mutate::fuzz("selectors", &samples, true, 6.0, &mut |bytes| {
         let text = String::from_utf8_lossy(bytes);
         if let Ok(selected) = select(&week, &text, &now()) {
             assert!(week.contains(selected.entry));

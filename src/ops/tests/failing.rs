@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::dead_environment;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::format::name::{Folder, ObjectName};
 use crate::format::point::Level;
 use crate::id::PointId;
 use crate::monitor::Recorder;
@@ -13,13 +14,15 @@ use crate::ops::backup::tests::{Kept, World, environment, write};
 use crate::ops::forget::{forget, hold, undelete, unhold};
 use crate::ops::prune::{PruneOptions, prune};
 use crate::ops::repair::{PacksOptions, repair_index, repair_packs, repair_points};
-use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
-use crate::repo::Repository;
+use crate::ops::verify::{VerifyLevel, VerifyOptions, VerifyReport, verify};
+use crate::repo::{CreateOptions, Repository};
+use crate::storage::Storage;
 use crate::storage::fault::{FailingStorage, Fault};
 use crate::storage::memory::MemoryStorage;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Operation {
+    Create,
     Backup,
     Forget,
     Hold,
@@ -33,7 +36,8 @@ enum Operation {
     RepairPoints,
 }
 
-const OPERATIONS: [Operation; 11] = [
+const OPERATIONS: [Operation; 12] = [
+    Operation::Create,
     Operation::Backup,
     Operation::Forget,
     Operation::Hold,
@@ -73,6 +77,7 @@ fn before() -> Before {
 /// What an operation said that it did.
 enum Done {
     Made(Box<Kept>),
+    Verified(Box<VerifyReport>),
     Other,
 }
 
@@ -81,6 +86,8 @@ fn run(operation: Operation, before: &Before, storage: FailingStorage) -> Result
     let repository = Repository::open(Box::new(storage), None, &dead_environment(), &silent)?;
     let (newest, held) = (before.kept[2].id, before.kept[1].id);
     match operation {
+        // has a storage of its own
+        Operation::Create => {}
         Operation::Backup => {
             let mut world = World::resume(repository, &before.contents, Vec::new());
             world.try_backup(RequestedLevel::Auto)?;
@@ -97,9 +104,7 @@ fn run(operation: Operation, before: &Before, storage: FailingStorage) -> Result
         Operation::Verify => {
             let options =
                 VerifyOptions { level: VerifyLevel::Restore, record: true, ..VerifyOptions::default() };
-            let report = verify(&repository, &options, &silent)?;
-            // one that was interrupted may report what it could not read, but not as sound
-            let _ = report;
+            return Ok(Done::Verified(Box::new(verify(&repository, &options, &silent)?)));
         }
         Operation::Restore => World::resume(repository, &before.contents, before.kept.clone()).try_reads()?,
         Operation::RepairIndex => drop(repair_index(&repository, false, &silent)?),
@@ -145,12 +150,56 @@ fn expected(operation: Operation, before: &Before, world: &World, done: Option<D
     kept
 }
 
+/// What could not be read is not called sound, and what could be is not called bad.
+fn check_verdict(storage: &MemoryStorage, faulty: Option<&str>, done: Option<&Done>) {
+    let could_not_be_read = |name: &str| faulty == Some(name);
+    for listed in storage.list(Folder::Damage).unwrap() {
+        let ObjectName::Damage(pack, _) = listed.name else { panic!("{} is listed", listed.name) };
+        assert!(could_not_be_read(&ObjectName::Pack(pack).to_string()), "{} is false", listed.name);
+    }
+    let Some(Done::Verified(report)) = done else { return };
+    for finding in &report.findings {
+        assert!(faulty.is_some(), "{finding:?} is false");
+    }
+    if let Some(name) = faulty.filter(|name| name.starts_with("packs/")) {
+        assert!(!report.findings.is_empty(), "{name} could not be read, and nobody says so");
+    }
+}
+
+/// A repository that was not made can be made; one that was, or whose maker does not know, is whole.
+fn check_create(fault: Fault, at: u64) -> bool {
+    let (inner, silent, options) = (MemoryStorage::new(), Recorder::new(), CreateOptions::default());
+    let storage = FailingStorage::new(inner.clone(), at, fault);
+    let made = Repository::create(Box::new(storage.clone()), &options, &environment()).is_ok();
+    assert!(made || storage.has_failed(), "init fails without a fault");
+    let open = || Repository::open(Box::new(inner.clone()), None, &environment(), &silent);
+    let repository = match open() {
+        Err(Error::NoRepository { .. }) if !made => {
+            Repository::create(Box::new(inner.clone()), &options, &environment()).unwrap()
+        }
+        other => other.unwrap(),
+    };
+    assert!(inner.len(ObjectName::Reserve).is_ok(), "there is no reserve");
+    let contents = BTreeMap::from([("vda".to_owned(), vec![0; 64 << 10])]);
+    let mut world = World::resume(repository, &contents, Vec::new());
+    write(&mut world, 0, 30 << 10, 1);
+    world.backup(RequestedLevel::Auto);
+    world.check_reads();
+    storage.has_failed()
+}
+
 fn check(operation: Operation, fault: Fault, at: u64, before: &Before) -> bool {
+    if operation == Operation::Create {
+        return check_create(fault, at);
+    }
     let inner = before.storage.snapshot();
     let storage = FailingStorage::new(inner.clone(), at, fault);
     let done = run(operation, before, storage.clone());
     let failed = storage.has_failed();
     assert!(failed || done.is_ok(), "{operation:?} fails without a fault");
+    if operation == Operation::Verify {
+        check_verdict(&inner, storage.failed_read().as_deref(), done.as_ref().ok());
+    }
     let repository = Repository::open(Box::new(inner), None, &environment(), &Recorder::new()).unwrap();
     let mut world = World::resume(repository, &before.contents, Vec::new());
     world.kept = expected(operation, before, &world, done.ok());

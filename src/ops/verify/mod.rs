@@ -18,6 +18,7 @@ mod points;
 mod record;
 mod restored;
 pub mod sample;
+mod small;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -357,11 +358,11 @@ fn check_pack_list(
     }
 }
 
-/// Lists the folders that nothing else has listed, so that one that cannot be listed is noticed.
+/// Lists every folder, so that one that cannot be listed is noticed, and looks at objects that nothing else reads.
 fn check_folders(repository: &Repository, findings: &mut Findings) -> Result<()> {
     for folder in Folder::ALL {
         match repository.storage().list(folder) {
-            Ok(_) => {}
+            Ok(listed) => small::check(repository, &listed, findings)?,
             Err(Error::Cancelled) => return Err(Error::Cancelled),
             Err(error) => {
                 findings.at(folder.as_str().to_owned(), &error.to_string());

@@ -3,7 +3,7 @@
 //! It restores a committed repository that vmkeep made. If the document leaves out a byte, this fails to read it; if
 //! the library changes one, this still reads the old repository. `§` are sections of the document.
 
-mod content;
+pub mod content;
 mod fixture;
 mod read;
 mod tests;

@@ -1,6 +1,7 @@
 //! Random lives of a domain and its repository against a model in memory.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Mutex;
 
 use proptest::prelude::*;
@@ -54,6 +55,21 @@ enum Step {
     RepairIndex,
     RepairPacks,
     Prune,
+    /// Something happens to the local index, if it is on disk.
+    Index(IndexHarm),
+}
+
+#[derive(Debug, Clone)]
+enum IndexHarm {
+    Remove,
+    /// Its files are written over.
+    Spoil(u64),
+    /// Its files are cut short.
+    Cut(u64),
+    /// Another program has it open ...
+    Lock,
+    /// ... and ends.
+    Unlock,
 }
 
 #[derive(Debug, Clone)]
@@ -99,6 +115,17 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::RepairIndex),
         1 => Just(Step::RepairPacks),
         2 => Just(Step::Prune),
+        2 => index_harm().prop_map(Step::Index),
+    ]
+}
+
+fn index_harm() -> impl Strategy<Value = IndexHarm> {
+    prop_oneof![
+        Just(IndexHarm::Remove),
+        any::<u64>().prop_map(IndexHarm::Spoil),
+        (0..5000u64).prop_map(IndexHarm::Cut),
+        Just(IndexHarm::Lock),
+        Just(IndexHarm::Unlock),
     ]
 }
 
@@ -117,6 +144,11 @@ struct Model {
     forgotten: Vec<Kept>,
     held: BTreeSet<PointId>,
     damaged: BTreeSet<PointId>,
+    /// By backup, the bytes that were dirty and those that had changed.
+    read: Vec<(u64, u64)>,
+    cache: Option<tempfile::TempDir>,
+    /// Another program that has the index open.
+    other: Option<Repository>,
 }
 
 fn apply(model: &mut Model, step: Step) {
@@ -145,7 +177,8 @@ fn apply(model: &mut Model, step: Step) {
             disk.content.resize(size as usize, 0);
         }
         Step::Backup(level) => {
-            world.backup(level);
+            let stats = world.backup(level).stats;
+            model.read.push((stats.dirty_bytes, stats.changed_bytes));
         }
         Step::LoseBitmaps { disk } => world.disk(disk).bitmaps.clear(),
         Step::Reopen => world.reopen(),
@@ -165,11 +198,70 @@ fn apply(model: &mut Model, step: Step) {
             model.look_for_damage();
         }
         Step::Prune => model.prune(),
+        Step::Index(harm) => model.harm_index(&harm),
         Step::Forget(_) | Step::Undelete(_) | Step::Hold(_) | Step::Unhold(_) => model.points(&step),
     }
 }
 
 impl Model {
+    /// Where the program is built without an index on disk, `on_disk` changes nothing.
+    fn new(sizes: &[u64], on_disk: bool) -> Self {
+        let mut model = Self {
+            world: World::new(sizes),
+            forgotten: Vec::new(),
+            held: BTreeSet::new(),
+            damaged: BTreeSet::new(),
+            read: Vec::new(),
+            cache: on_disk.then(|| tempfile::tempdir().unwrap()),
+            other: None,
+        };
+        model.world.cache = model.cache.as_ref().map(|cache| cache.path().to_owned());
+        model.world.reopen();
+        model
+    }
+
+    /// Returns what must not depend on the local index: points and what was read for them.
+    fn results(&self) -> impl PartialEq + std::fmt::Debug + use<> {
+        let list = |list: &[Kept]| list.iter().map(|kept| (kept.number, kept.level)).collect::<Vec<_>>();
+        (
+            list(&self.world.kept),
+            list(&self.forgotten),
+            self.held.len(),
+            self.damaged.len(),
+            self.read.clone(),
+        )
+    }
+
+    fn harm_index(&mut self, harm: &IndexHarm) {
+        let Some(cache) = self.cache.as_ref().map(|cache| cache.path().to_owned()) else { return };
+        match harm {
+            IndexHarm::Remove => for_each_file(&cache, &mut |path| std::fs::remove_file(path)),
+            IndexHarm::Spoil(seed) => for_each_file(&cache, &mut |path| {
+                let mut bytes = vec![0; std::fs::metadata(path)?.len() as usize];
+                noise(*seed, &mut bytes);
+                std::fs::write(path, bytes)
+            }),
+            IndexHarm::Cut(len) => for_each_file(&cache, &mut |path| {
+                let file = std::fs::OpenOptions::new().write(true).open(path)?;
+                file.set_len(file.metadata()?.len().min(*len))
+            }),
+            IndexHarm::Lock if self.other.is_none() => {
+                self.world.cache = None;
+                self.world.reopen();
+                let storage = Box::new(self.world.storage.clone());
+                let (directory, silent) = (Some(cache.as_path()), Recorder::new());
+                self.other = Some(Repository::open(storage, directory, &environment(), &silent).unwrap());
+                self.world.cache = Some(cache);
+                self.world.reopen();
+            }
+            IndexHarm::Lock => {}
+            IndexHarm::Unlock => {
+                self.other = None;
+                self.world.reopen();
+            }
+        }
+    }
+
     fn points(&mut self, step: &Step) {
         let silent = Recorder::new();
         let repository = &self.world.repository;
@@ -244,6 +336,24 @@ impl Model {
         }
     }
 
+    /// Without what is lost for good, everything is in order again.
+    fn end(&mut self) {
+        for kept in std::mem::take(&mut self.world.kept) {
+            if self.damaged.contains(&kept.id) {
+                forget::unhold(&self.world.repository, kept.id, &Recorder::new()).unwrap();
+                forget::forget(&self.world.repository, &[kept.id], "test", false, &Recorder::new()).unwrap();
+            } else {
+                self.world.kept.push(kept);
+            }
+        }
+        let options = repair::PacksOptions::default();
+        repair::repair_packs(&self.world.repository, &options, &Recorder::new()).unwrap();
+        let options = PruneOptions { max_unused_permille: 0, ..PruneOptions::default() };
+        prune(&self.world.repository, &options, &Recorder::new()).unwrap();
+        self.world.reopen();
+        self.world.check_all();
+    }
+
     /// Every point restores to what it was, or is known to be damaged and says where; the newest is whole.
     fn check(&mut self) {
         let repository = &self.world.repository;
@@ -277,6 +387,18 @@ impl Model {
     }
 }
 
+fn for_each_file(dir: &Path, harm: &mut dyn FnMut(&Path) -> std::io::Result<()>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            for_each_file(&path, harm);
+        } else {
+            // the index itself replaces files meanwhile
+            let _ = harm(&path);
+        }
+    }
+}
+
 /// So many sequences; with `VMKEEP_TEST_LONG` set, the long number.
 fn cases() -> u32 {
     if std::env::var_os("VMKEEP_TEST_LONG").is_some() { 10_000 } else { 256 }
@@ -289,33 +411,28 @@ proptest! {
     fn every_point_restores_whatever_happened(
         sizes in prop::collection::vec(0..SIZE / 512, 2),
         steps in prop::collection::vec(step(), 1..30),
+        index in 0..8u8,
     ) {
         let sizes: Vec<u64> = sizes.into_iter().map(|sectors| sectors * 512).collect();
-        let world = World::new(&sizes);
-        let mut model =
-            Model { world, forgotten: Vec::new(), held: BTreeSet::new(), damaged: BTreeSet::new() };
+        // half of the lives have their index on disk, some of them are lived again without
+        let mut model = Model::new(&sizes, index < 4);
+        let mut twin = (index == 0).then(|| Model::new(&sizes, false));
         for step in steps {
+            if matches!(step, Step::Damage { .. }) && twin.is_some() {
+                // which pack is which is a matter of chance
+                continue;
+            }
             let backed_up = matches!(step, Step::Backup(_));
-            apply(&mut model, step);
+            apply(&mut model, step.clone());
             model.check();
+            if let Some(twin) = &mut twin {
+                apply(twin, step);
+                prop_assert_eq!(model.results(), twin.results());
+            }
             if let Some(newest) = model.world.kept.iter().max_by_key(|kept| kept.number).filter(|_| backed_up) {
                 prop_assert!(!model.damaged.contains(&newest.id));
             }
         }
-        // without what is lost for good, everything is in order again
-        for kept in std::mem::take(&mut model.world.kept) {
-            if model.damaged.contains(&kept.id) {
-                forget::unhold(&model.world.repository, kept.id, &Recorder::new()).unwrap();
-                forget::forget(&model.world.repository, &[kept.id], "test", false, &Recorder::new()).unwrap();
-            } else {
-                model.world.kept.push(kept);
-            }
-        }
-        let options = repair::PacksOptions::default();
-        repair::repair_packs(&model.world.repository, &options, &Recorder::new()).unwrap();
-        let options = PruneOptions { max_unused_permille: 0, ..PruneOptions::default() };
-        prune(&model.world.repository, &options, &Recorder::new()).unwrap();
-        model.world.reopen();
-        model.world.check_all();
+        model.end();
     }
 }
