@@ -9,7 +9,7 @@ use vmkeep::extent::{ByteRange, RangeSet};
 use vmkeep::format::name::{Folder, ObjectName};
 use vmkeep::format::point::PointRecord;
 use vmkeep::format::session::{Damage, Mark, OUTSIDE_CHUNKS, Outcome, SessionKind, SessionRecord};
-use vmkeep::id::{PackId, SegmentId, SessionId};
+use vmkeep::id::{PackId, PointId, SegmentId, SessionId};
 use vmkeep::monitor::Recorder;
 use vmkeep::ops::RequestedLevel;
 use vmkeep::ops::backup::{ImageBackupOptions, ImageInput, backup_image};
@@ -178,11 +178,20 @@ impl Small {
             ObjectName::Session(_)
             | ObjectName::Mark(_)
             | ObjectName::Tombstone(_)
-            | ObjectName::Damage(..) => true,
+            | ObjectName::Damage(..)
+            // older repositories have none
+            | ObjectName::ConfigCopy => true,
             ObjectName::Outcome(_) => {
                 let repository = self.open().unwrap();
                 let bytes = self.storage.get(name, u64::MAX).unwrap();
                 !matches!(Outcome::from_object(&bytes, repository.id()).unwrap(), Outcome::Point { .. })
+            }
+            // what it lists only a forgotten point needs
+            ObjectName::Segment(id) => {
+                let repository = self.open().unwrap();
+                let owner = PointId::from(repository.load_segment(id).unwrap().owner);
+                let catalog = repository.catalog(&Recorder::new()).unwrap();
+                catalog.forgotten().iter().any(|entry| entry.record.id == owner)
             }
             _ => false,
         }
@@ -278,7 +287,7 @@ fn a_flipped_bit_is_found_wherever_it_is() {
     }
     assert!(flips > 25_000, "{flips}");
     // all but keys, which no repository has yet, heartbeats, of which only a change matters, and the reserve
-    assert_eq!(kinds.len(), 8);
+    assert_eq!(kinds.len(), 9);
     assert!(!small.is_found());
 }
 
@@ -555,7 +564,8 @@ fn an_unreadable_outcome_is_made_anew_or_removed() {
 fn damage_is_localised_as_a_restore_by_force_finds_it() {
     let small = Small::new();
     let mut compared = 0;
-    let content = |name: &ObjectName| matches!(name, ObjectName::Pack(_) | ObjectName::Segment(_));
+    // without a segment a restore by force reads the tables of packs, which a verify leaves to `repair index`
+    let content = |name: &ObjectName| matches!(name, ObjectName::Pack(_));
     // what one byte of a frame hits, its neighbours hit too: every byte takes long
     let step = if is_long() { 1 } else { 3 };
     for name in small.objects().into_iter().filter(content) {
@@ -589,7 +599,7 @@ fn damage_is_localised_as_a_restore_by_force_finds_it() {
             compared += 1;
         }
     }
-    assert!(compared > 6000, "{compared}");
+    assert!(compared > 4000, "{compared}");
 }
 
 fn joined(ranges: &[(u64, u64)]) -> RangeSet {
@@ -604,7 +614,9 @@ fn swapped_objects_are_found() {
     for (number, a) in objects.iter().copied().enumerate() {
         for b in objects[number + 1..].iter().copied() {
             // two that may both go say nothing of a point
-            if a.folder() != b.folder() || (small.may_go(a) && small.may_go(b)) {
+            // the two configs are the same
+            let is_config = a == ObjectName::Config && b == ObjectName::ConfigCopy;
+            if is_config || a.folder() != b.folder() || (small.may_go(a) && small.may_go(b)) {
                 continue;
             }
             let (bytes_a, bytes_b) =

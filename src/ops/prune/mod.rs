@@ -151,7 +151,8 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
     let leftovers = repository.storage().leftovers()?;
     sweep::clear_marks(repository, session.id(), monitor).context(|| "while ending an earlier prune")?;
     let (catalog, view) = repository.refresh(monitor)?;
-    let chosen = choose_all(repository, &catalog, &view, options, monitor)?;
+    let chosen =
+        choose_all(repository, &catalog, &view, options, monitor).map_err(|error| session.cause_of(error))?;
     if chosen.is_nothing() {
         if repository.open_sessions()?.iter().all(|other| other.id == session.id()) {
             remove_leftovers(repository, &leftovers, monitor)?;
@@ -452,6 +453,23 @@ fn rewrite_and_commit(
     stale: &Catalog,
     monitor: &dyn Monitor,
 ) -> Result<(Sweep, u64)> {
+    // what a prune misses that slept may be what another one, which has ended it, has moved
+    let (sweep, bytes) = decide(repository, &session, mark, chosen, stale, monitor)
+        .map_err(|error| session.cause_of(error))?;
+    let (packs, points, segments) = (sweep.packs.clone(), sweep.points.clone(), sweep.segments.clone());
+    session.commit(&Outcome::Sweep { packs, points, segments })?;
+    Ok((sweep, bytes))
+}
+
+/// Returns what is to be deleted, once nothing that stays is in it any more, and the bytes written anew.
+fn decide(
+    repository: &Repository,
+    session: &Session,
+    mark: &Mark,
+    chosen: &Chosen,
+    stale: &Catalog,
+    monitor: &dyn Monitor,
+) -> Result<(Sweep, u64)> {
     if !repository.breaks(Rule::Fence) && !repository.breaks(Rule::MarkBeforeFence) {
         repository.fence(session.id(), monitor)?;
     }
@@ -478,21 +496,14 @@ fn rewrite_and_commit(
         dropped: &dropped,
         merged: &chosen.merge,
     };
-    let rewritten = rewrite::rewrite(repository, &reader, &session, &scope, live, chosen, monitor)?;
+    let rewritten = rewrite::rewrite(repository, &reader, session, &scope, live, chosen, monitor)?;
     monitor.check()?;
     let id = session.id();
-    let (packs, segments) = (mark.packs.clone(), rewritten.replaced);
+    let sweep = Sweep { session: id, packs: mark.packs.clone(), points, segments: rewritten.replaced };
     if repository.breaks(Rule::DecideBeforeSweep) {
-        let sweep =
-            Sweep { session: id, packs: packs.clone(), points: points.clone(), segments: segments.clone() };
         sweep::carry_out(repository, &sweep, monitor)?;
     }
-    session.commit(&Outcome::Sweep {
-        packs: packs.clone(),
-        points: points.clone(),
-        segments: segments.clone(),
-    })?;
-    Ok((Sweep { session: id, packs, points, segments }, rewritten.bytes))
+    Ok((sweep, rewritten.bytes))
 }
 
 #[cfg(test)]
