@@ -268,7 +268,7 @@ impl FailingStorage {
         self.left.load(Ordering::SeqCst) == u64::MAX
     }
 
-    /// Returns the object or folder that could not be read, if it was a read that went wrong.
+    /// Returns the object, folder or "a part of" an object that could not be read, if it was a read that went wrong.
     pub(crate) fn failed_read(&self) -> Option<String> {
         self.failed_read.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -324,7 +324,7 @@ impl Storage for FailingStorage {
     }
 
     fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>> {
-        self.read(&name.to_string(), || self.inner.get_range(name, offset, len))
+        self.read(&format!("a part of {name}"), || self.inner.get_range(name, offset, len))
     }
 
     fn len(&self, name: ObjectName) -> Result<u64> {

@@ -38,7 +38,7 @@ struct Window {
 
 impl Window {
     fn new() -> Self {
-        Self { memory: vec![0; WINDOW_LEN + 2 * ALIGN], offset: 0, len: 0 }
+        Self { memory: Vec::new(), offset: 0, len: 0 }
     }
 
     /// Returns where in the memory its content begins: aligned as its place in the file is.
@@ -48,6 +48,8 @@ impl Window {
     }
 
     fn begin(&mut self, offset: u64) {
+        // a small disk does not need all of them
+        self.memory.resize(WINDOW_LEN + 2 * ALIGN, 0);
         self.offset = offset;
         self.len = 0;
     }

@@ -161,6 +161,10 @@ fn check_verdict(storage: &MemoryStorage, faulty: Option<&str>, done: Option<&Do
     for finding in &report.findings {
         assert!(faulty.is_some(), "{finding:?} is false");
     }
+    // a part that could not be read was read from its second copy, and the whole pack besides
+    if let Some(name) = faulty.filter(|name| name.starts_with("packs/")) {
+        assert!(!report.findings.is_empty(), "{name} could not be read, and nobody says so");
+    }
 }
 
 /// A repository that was not made can be made; one that was, or whose maker does not know, is whole.
