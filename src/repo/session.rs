@@ -189,6 +189,19 @@ impl Session {
         }
     }
 
+    /// Returns why the work of a session failed: because somebody else had ended it, if that is so. What it met then, such
+    /// as packs that another prune has swept, is no damage.
+    pub fn why_failed(repository: &Repository, id: SessionId, error: Error) -> Error {
+        let name = ObjectName::Outcome(id);
+        let found = repository.storage().get(name, ObjectKind::Outcome.max_object_len());
+        match found.map(|bytes| Outcome::from_object(&bytes, repository.id())) {
+            Ok(Ok(Outcome::Abort { by, why })) if by != id => {
+                Error::Fenced { session: id, by: format!("session {by}"), why }
+            }
+            _ => error,
+        }
+    }
+
     /// Ends the session so that nothing of it counts.
     ///
     /// # Errors

@@ -119,6 +119,17 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
         return Ok(chosen.report(true));
     }
     let session = Session::begin(repository, SessionKind::Prune)?;
+    let id = session.id();
+    prune_registered(repository, session, options, monitor)
+        .map_err(|error| Session::why_failed(repository, id, error))
+}
+
+fn prune_registered(
+    repository: &Repository,
+    session: Session,
+    options: &PruneOptions,
+    monitor: &dyn Monitor,
+) -> Result<PruneReport> {
     repository.clear_dead_sessions(session.id())?;
     refuse_second_prune(repository, &session, monitor)?;
     // whoever writes these now is registered, and is waited for before they are removed
