@@ -20,7 +20,6 @@ use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use crate::ops::{RequestedLevel, diff, forget};
 use crate::repo::ingest::ingest_bytes;
 use crate::repo::reader::ChunkReader;
-use crate::repo::rules::Rule;
 use crate::repo::session::Session;
 use crate::repo::writer::write_session;
 use crate::repo::{CreateOptions, Environment, Repository, Timing};
@@ -277,10 +276,8 @@ impl World {
 
     fn back_up(&mut self, level: RequestedLevel) -> Result<BackupReport> {
         let monitor = Recorder::new();
-        let late = self.repository.breaks(Rule::RegisterFirst);
-        let early = if late { Some(self.repository.refresh(&monitor)?) } else { None };
-        let session = Session::begin(&self.repository, SessionKind::Backup)?;
-        let (catalog, view) = early.map_or_else(|| self.repository.refresh(&monitor), Ok)?;
+        let (session, catalog, view) =
+            Session::begin_and_look(&self.repository, SessionKind::Backup, &monitor)?;
         let points = usable_points(&catalog, &view, DOMAIN);
         let mut plan = levels::plan(&points, level, false, None).unwrap();
         self.checkpoints += 1;

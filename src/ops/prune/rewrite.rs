@@ -16,6 +16,7 @@ use crate::index::Location;
 use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::{Monitor, TaskId};
 use crate::repo::reader::ChunkReader;
+use crate::repo::rules::Rule;
 use crate::repo::session::Session;
 use crate::repo::view::View;
 use crate::repo::writer::{SessionWriter, put_segment, write_session};
@@ -92,7 +93,9 @@ pub(super) fn rewrite(
     for_each_segment(repository, scope.catalog, monitor, &mut |id, segment| {
         if scope.replaces(id, segment) {
             replaced.push(id);
-            return survivors.take(segment, scope);
+            if !repository.breaks(Rule::ListSurvivors) {
+                return survivors.take(segment, scope);
+            }
         }
         Ok(())
     })?;
