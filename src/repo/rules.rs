@@ -37,6 +37,8 @@ pub(crate) enum Rule {
     Fence,
     /// P5: what is live is computed after the fence.
     RecomputeLive,
+    /// P5: if anything that is live cannot be read, nothing is deleted.
+    StopIfMissing,
     /// P6: what stays of segments that go is listed anew.
     ListSurvivors,
     /// P7, P8: nothing is deleted before the sweep is decided.
@@ -71,6 +73,7 @@ impl Rule {
         Self::MarkBeforeFence,
         Self::Fence,
         Self::RecomputeLive,
+        Self::StopIfMissing,
         Self::ListSurvivors,
         Self::DecideBeforeSweep,
         Self::SegmentsBeforePacks,
