@@ -16,6 +16,7 @@ use crate::ops::marked::{NewPoint, store_again};
 use crate::repo::heal::{Lost, find_lost};
 use crate::repo::ingest::{IngestInput, Ingested, ingest, ingest_bytes};
 use crate::repo::reader::ChunkReader;
+use crate::repo::rules::Rule;
 use crate::repo::session::Session;
 use crate::repo::view::View;
 use crate::repo::writer::{SessionWriter, write_session};
@@ -156,18 +157,22 @@ pub(super) fn record_point(
 ) -> Result<BackupReport> {
     disks.sort_by(|a, b| a.target.cmp(&b.target));
     let reader = ChunkReader::new(repository, view);
-    let point = PointId::from(session.id());
-    let ((record, mut reports), mut written) = write_session(repository, &reader, session.id(), |writer| {
+    let id = session.id();
+    let mut session = Some(session);
+    let ((record, mut reports), mut written) = write_session(repository, &reader, id, |writer| {
         let (records, reports) =
             take_in_disks(repository, &reader, writer, &mut disks, job.read_limit, monitor)?;
         all_read()?;
         let files = take_in_files(repository, &reader, writer, &job.files, monitor)?;
-        let record = point_record(repository, point, &job, records, files);
+        let record = point_record(repository, PointId::from(id), &job, records, files);
         record.check().map_err(|fault| Error::malformed(format!("the record of {}", job.domain), fault))?;
         let copy =
             codec::encode(&record).map_err(|fault| Error::malformed("the record of the point", fault))?;
         for part in copy.chunks(crate::format::limits::MAX_CHUNK_LEN as usize) {
             writer.put_metadata(ChunkKind::Point, part)?;
+        }
+        if repository.breaks(Rule::CommitLast) {
+            commit(&mut session, &record, sum(&reports))?;
         }
         Ok((record, reports))
     })?;
@@ -189,11 +194,12 @@ pub(super) fn record_point(
     monitor.check()?;
     let predecessors: Vec<Option<Manifest>> = disks.iter().map(|disk| disk.predecessor).collect();
     let point = NewPoint { record: &record, predecessors: &predecessors };
-    store_again(repository, &session, &reader, &point, &mut written, monitor)?;
+    if let Some(session) = &session {
+        store_again(repository, session, &reader, &point, &mut written, monitor)?;
+    }
     stats.stored_bytes = written.data_bytes;
     stats.metadata_bytes = written.metadata_bytes;
-    let outcome = Outcome::Point { record: Box::new(record.clone()), stats };
-    session.commit(&outcome)?;
+    commit(&mut session, &record, stats)?;
     Ok(BackupReport {
         record,
         stats,
@@ -202,6 +208,12 @@ pub(super) fn record_point(
         warnings: Vec::new(),
         dry_run: false,
     })
+}
+
+/// Puts the outcome, unless that is done.
+fn commit(session: &mut Option<Session>, record: &PointRecord, stats: PointStats) -> Result<()> {
+    let outcome = Outcome::Point { record: Box::new(record.clone()), stats };
+    session.take().map_or(Ok(()), |session| session.commit(&outcome))
 }
 
 fn take_in_disks(

@@ -49,9 +49,12 @@ impl Repository {
     /// A failed listing or read of the storage; never the local index.
     pub fn refresh(&self, monitor: &dyn Monitor) -> Result<(Catalog, View)> {
         let marks_first = !self.breaks(Rule::MarksBeforeSegments);
-        let marks = || match self.breaks(Rule::HeedMarks) {
-            false => Marks::load(self.storage(), self.id()),
-            true => Ok(Marks::default()),
+        let marks = || {
+            let mut marks = Marks::load(self.storage(), self.id())?;
+            if self.breaks(Rule::HeedMarkedBases) {
+                marks.points.clear();
+            }
+            Result::Ok(marks)
         };
         let early = if marks_first { marks()? } else { Marks::default() };
         let catalog = self.catalog(monitor)?;

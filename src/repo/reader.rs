@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Repository;
+use super::rules::Rule;
 use super::view::View;
 use crate::chunk;
 use crate::error::{Error, FormatFault, Result};
@@ -242,10 +243,16 @@ impl<'a> ChunkReader<'a> {
             places
                 .into_iter()
                 .filter(|place| !met.contains(&(place.pack, *id)))
-                .find(|place| place.kind == kind && self.view.is_usable(id, place))
+                .find(|place| place.kind == kind && self.may_rely_on(id, place))
                 .map(|place| place.pack)
         };
         Ok(ids.iter().zip(found).map(|(id, places)| usable(id, places)).collect())
+    }
+
+    fn may_rely_on(&self, id: &ChunkId, place: &Location) -> bool {
+        let spares_marked = self.view.is_good(id, place) && self.repository.breaks(Rule::HeedMarks);
+        let spares_damaged = self.view.is_readable(place) && self.repository.breaks(Rule::HeedDamage);
+        self.view.is_usable(id, place) || spares_marked || spares_damaged
     }
 
     /// Returns for each chunk whether it is lost as far as is known: in no pack that is there and not recorded as damaged.

@@ -4,13 +4,16 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::catalog::Catalog;
 use super::rules::Rule;
+use super::view::View;
 use super::{Environment, Repository, random};
 use crate::error::{Context, Error, FormatFault, Result};
 use crate::format::envelope::ObjectKind;
 use crate::format::name::ObjectName;
 use crate::format::session::{Outcome, SessionKind, SessionRecord};
 use crate::id::{RepositoryId, SessionId};
+use crate::monitor::Monitor;
 use crate::storage::Storage;
 
 /// A registered session. Dropped without [`Session::commit`], it aborts itself.
@@ -22,6 +25,7 @@ pub struct Session {
     heartbeat: Option<Heartbeat>,
     ended: bool,
     exclusive: bool,
+    doubts_failed_sync: bool,
     unfinished: Arc<Mutex<Vec<SessionId>>>,
 }
 
@@ -70,6 +74,24 @@ impl Drop for Heartbeat {
 }
 
 impl Session {
+    /// Registers a session and only then reads what there is: a prune that marks any of it later waits for the session.
+    ///
+    /// # Errors
+    /// Those of the storage; [`Error::Cancelled`].
+    pub fn begin_and_look(
+        repository: &Repository,
+        kind: SessionKind,
+        monitor: &dyn Monitor,
+    ) -> Result<(Self, Catalog, View)> {
+        let early = match repository.breaks(Rule::RegisterFirst) {
+            true => Some(repository.refresh(monitor)?),
+            false => None,
+        };
+        let session = Self::begin(repository, kind)?;
+        let (catalog, view) = early.map_or_else(|| repository.refresh(monitor), Ok)?;
+        Ok((session, catalog, view))
+    }
+
     /// Registers a session, durably.
     ///
     /// # Errors
@@ -95,6 +117,7 @@ impl Session {
             heartbeat: None,
             ended: false,
             exclusive: !repository.breaks(Rule::ExclusiveOutcome),
+            doubts_failed_sync: !repository.breaks(Rule::DoubtFailedSync),
             unfinished: Arc::clone(&repository.unfinished),
         };
         session.end_unfinished(repository);
@@ -145,7 +168,7 @@ impl Session {
         match self.storage.get(name, ObjectKind::Outcome.max_object_len()) {
             // not there: dropped, the session puts an abort
             Err(Error::NotFound { .. }) => Err(error),
-            Ok(found) if found == ours && !error.is_failed_sync() => {
+            Ok(found) if found == ours && !(error.is_failed_sync() && self.doubts_failed_sync) => {
                 self.ended = true;
                 self.unregister();
                 Ok(())
@@ -194,7 +217,7 @@ impl Session {
     pub fn cause_of(&self, error: Error) -> Error {
         let found = self.storage.get(ObjectName::Outcome(self.id), ObjectKind::Outcome.max_object_len());
         match found.map(|found| Outcome::from_object(&found, self.repository)) {
-            Ok(Ok(Outcome::Abort { by, why })) => {
+            Ok(Ok(Outcome::Abort { by, why })) if by != self.id => {
                 Error::Fenced { session: self.id, by: format!("session {by}"), why }
             }
             _ => error,

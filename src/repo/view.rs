@@ -132,8 +132,13 @@ impl View {
         self.is_readable(location) && !self.is_condemned(location.pack, id)
     }
 
+    /// Returns true if a prune has marked the pack.
+    pub fn is_marked(&self, pack: PackId) -> bool {
+        self.marks.packs.contains(&pack)
+    }
+
     /// Returns true if a new point may rely on a chunk there: good, and in no pack that a prune has marked.
     pub fn is_usable(&self, id: &ChunkId, location: &Location) -> bool {
-        self.is_good(id, location) && !self.marks.packs.contains(&location.pack)
+        self.is_good(id, location) && !self.is_marked(location.pack)
     }
 }

@@ -16,6 +16,7 @@ use std::sync::Mutex;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::reader::ChunkReader;
+use super::rules::Rule;
 use super::{Repository, random};
 use crate::chunk::{EncodedFrame, FinishedPack, FrameBuilder, PackBuilder, RawFrame};
 use crate::error::{Error, Result};
@@ -397,8 +398,8 @@ impl<'a> Packer<'a> {
         let Some(builder) = self.slot(kind).take() else { return Ok(()) };
         let pack = builder.finish()?;
         let twin = match kind {
-            PackKind::Metadata => Some(pack.twin(random()?)?),
-            PackKind::Data => None,
+            PackKind::Metadata if !self.repository.breaks(Rule::MetadataTwice) => Some(pack.twin(random()?)?),
+            PackKind::Data | PackKind::Metadata => None,
         };
         for pack in [Some(pack), twin].into_iter().flatten() {
             self.packs.send(pack).map_err(|_| Error::Cancelled)?;

@@ -60,18 +60,16 @@ pub fn backup_domain(
     }
     // before the first look at checkpoints: another run's new one looks like a dead run's leftover
     let _lock = repository.lock_domain(&options.domain)?;
-    let session = Session::begin(repository, SessionKind::Backup)?;
-    back_up(repository, hypervisor, options, session, monitor).context(backup)
+    back_up(repository, hypervisor, options, monitor).context(backup)
 }
 
 fn back_up(
     repository: &Repository,
     hypervisor: &Hypervisor,
     options: &DomainBackupOptions,
-    session: Session,
     monitor: &dyn Monitor,
 ) -> Result<BackupReport> {
-    let (catalog, view) = repository.refresh(monitor)?;
+    let (session, catalog, view) = Session::begin_and_look(repository, SessionKind::Backup, monitor)?;
     let points = usable_points(&catalog, &view, &options.domain);
     let mut plan = levels::plan(&points, options.level, options.reread, options.from.as_ref())?;
     let checkpoint =

@@ -90,8 +90,7 @@ fn back_up(
     trust_bitmap: bool,
     monitor: &dyn Monitor,
 ) -> Result<BackupReport> {
-    let session = Session::begin(repository, SessionKind::Backup)?;
-    let (catalog, view) = repository.refresh(monitor)?;
+    let (session, catalog, view) = Session::begin_and_look(repository, SessionKind::Backup, monitor)?;
     let points = usable_points(&catalog, &view, &options.domain);
     let (job, level, made_full) = point_job(repository, options, &points, kind)?;
     let disk = DiskJob {

@@ -21,7 +21,6 @@ use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use crate::ops::{RequestedLevel, diff, forget};
 use crate::repo::ingest::ingest_bytes;
 use crate::repo::reader::ChunkReader;
-use crate::repo::rules::Rule;
 use crate::repo::session::Session;
 use crate::repo::writer::write_session;
 use crate::repo::{CreateOptions, Environment, Repository, Timing};
@@ -136,6 +135,9 @@ impl Sink for Buffer {
     }
 }
 
+/// The file that every point has.
+const NVRAM: &[u8] = &[7; 3000];
+
 /// A point of the model: what a restore must give.
 #[derive(Debug, Clone)]
 pub(in crate::ops) struct Kept {
@@ -196,12 +198,15 @@ impl World {
         let reader = ChunkReader::new(&self.repository, &view);
         for kept in &self.kept {
             let Some(entry) = catalog.point(kept.id) else { panic!("point {} is gone", kept.id) };
-            for disk in &entry.record.disks {
-                let content = &kept.contents[&disk.target];
+            let record = &entry.record;
+            let disks =
+                record.disks.iter().map(|disk| (&disk.target, &disk.manifest, &*kept.contents[&disk.target]));
+            let files = record.files.iter().map(|file| (&file.name, &file.manifest, NVRAM));
+            for (name, manifest, content) in disks.chain(files) {
                 let sink = Buffer(Mutex::new(vec![0xee; content.len()]));
-                let (manifest, fail) = (&disk.manifest, OnDamage::Fail);
+                let fail = OnDamage::Fail;
                 read_disk(&self.repository, &reader, manifest, &sink, fail, &silent, &|_| {})?;
-                assert!(sink.0.into_inner().unwrap() == *content, "{} of {}", disk.target, kept.id);
+                assert!(sink.0.into_inner().unwrap() == *content, "{name} of {}", kept.id);
             }
         }
         Ok(())
@@ -282,10 +287,8 @@ impl World {
 
     fn back_up(&mut self, level: RequestedLevel) -> Result<BackupReport> {
         let monitor = Recorder::new();
-        let late = self.repository.breaks(Rule::RegisterFirst);
-        let early = if late { Some(self.repository.refresh(&monitor)?) } else { None };
-        let session = Session::begin(&self.repository, SessionKind::Backup)?;
-        let (catalog, view) = early.map_or_else(|| self.repository.refresh(&monitor), Ok)?;
+        let (session, catalog, view) =
+            Session::begin_and_look(&self.repository, SessionKind::Backup, &monitor)?;
         let points = usable_points(&catalog, &view, DOMAIN);
         let mut plan = levels::plan(&points, level, false, None).unwrap();
         self.checkpoints += 1;
@@ -302,7 +305,7 @@ impl World {
             checkpoint: checkpoint.clone(),
             source: SourceKind::Running,
             consistency: Consistency::Crash,
-            files: vec![("nvram".into(), vec![7; 3000])],
+            files: vec![("nvram".into(), NVRAM.to_vec())],
             xml_inactive: Some("<domain/>".into()),
             xml_live: None,
             tags: Vec::new(),
@@ -364,7 +367,7 @@ impl World {
             let wrong = found.iter().zip(content).position(|(a, b)| a != b);
             assert_eq!(wrong, None, "{target} of point {no} differs");
         }
-        assert_eq!(std::fs::read(directory.path().join("nvram")).unwrap(), vec![7; 3000]);
+        assert_eq!(std::fs::read(directory.path().join("nvram")).unwrap(), NVRAM);
     }
 
     /// Whatever differs is in the diff.

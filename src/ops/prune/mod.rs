@@ -146,7 +146,9 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
     }
     let session = Session::begin(repository, SessionKind::Prune)?;
     repository.clear_dead_sessions(session.id())?;
-    refuse_second_prune(repository, &session, monitor)?;
+    if !repository.breaks(Rule::OnePrune) {
+        refuse_second_prune(repository, &session, monitor)?;
+    }
     // whoever writes these now is registered, and is waited for before they are removed
     let leftovers = repository.storage().leftovers()?;
     sweep::clear_marks(repository, session.id(), monitor).context(|| "while ending an earlier prune")?;

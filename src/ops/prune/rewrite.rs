@@ -16,6 +16,7 @@ use crate::index::Location;
 use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::{Monitor, TaskId};
 use crate::repo::reader::ChunkReader;
+use crate::repo::rules::Rule;
 use crate::repo::session::Session;
 use crate::repo::view::View;
 use crate::repo::writer::{SessionWriter, put_segment, write_session};
@@ -76,12 +77,13 @@ pub(super) fn rewrite(
     refuse_unknown(&spare.unreadable, &seen, scope.view)?;
     let task = monitor.start("repack", chosen.plan.repack.iter().map(|pack| pack.live_len).sum());
     let ((), written) = write_session(repository, reader, session.id(), |writer| {
-        let mut repack = Repack { reader, writer, live: &mut live, monitor, task, pending: Vec::new() };
-        repack.all(repository, scope.kept)
+        let live = &mut live;
+        let mut repack = Repack { repository, reader, writer, live, monitor, task, pending: Vec::new() };
+        repack.all(scope.kept)
     })?;
     monitor.finish(task);
     let missing = live.missing();
-    if missing > 0 {
+    if missing > 0 && !repository.breaks(Rule::StopIfMissing) {
         return Err(Error::Damaged(format!(
             "{missing} chunks that points need are in no pack; nothing was deleted"
         )));
@@ -92,7 +94,9 @@ pub(super) fn rewrite(
     for_each_segment(repository, scope.catalog, monitor, &mut |id, segment| {
         if scope.replaces(id, segment) {
             replaced.push(id);
-            return survivors.take(segment, scope);
+            if !repository.breaks(Rule::ListSurvivors) {
+                return survivors.take(segment, scope);
+            }
         }
         Ok(())
     })?;
@@ -125,6 +129,7 @@ fn note_what_stays(segment: &Segment, scope: &Scope<'_>, seen: &mut HashSet<Pack
 /// Copies what is live and has too few good copies in packs that stay, in the order of the newest disks: what is
 /// restored together stands together.
 struct Repack<'a, 'r, 'w> {
+    repository: &'a Repository,
     reader: &'a ChunkReader<'r>,
     writer: &'a mut SessionWriter<'w>,
     live: &'a mut Live,
@@ -135,9 +140,9 @@ struct Repack<'a, 'r, 'w> {
 
 impl Repack<'_, '_, '_> {
     /// `points` are oldest first.
-    fn all(&mut self, repository: &Repository, points: &[&PointRecord]) -> Result<()> {
+    fn all(&mut self, points: &[&PointRecord]) -> Result<()> {
         let mut walked = HashSet::new();
-        let reader = self.reader;
+        let (repository, reader) = (self.repository, self.reader);
         for record in points.iter().rev() {
             for manifest in record.manifests() {
                 let mut visitor = RepackVisitor { repack: self, walked: &mut walked };
@@ -156,10 +161,12 @@ impl Repack<'_, '_, '_> {
 
     fn copy(&mut self, kind: ChunkKind, id: ChunkId, places: &[Location]) -> Result<()> {
         self.monitor.check()?;
-        let content = self
-            .reader
-            .read_at(kind, id, places)
-            .context(|| "nothing was deleted: a chunk that points need cannot be written anew")?;
+        let content = match self.reader.read_at(kind, id, places) {
+            Err(_) if self.repository.breaks(Rule::StopIfMissing) => return Ok(()),
+            read => {
+                read.context(|| "nothing was deleted: a chunk that points need cannot be written anew")?
+            }
+        };
         self.writer.copy(kind, id, &content)?;
         self.live.settle(&id);
         self.monitor.advance(self.task, content.len() as u64);

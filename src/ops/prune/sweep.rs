@@ -16,6 +16,9 @@ use crate::repo::rules::Rule;
 pub(super) fn carry_out(repository: &Repository, sweep: &Sweep, monitor: &dyn Monitor) -> Result<u64> {
     let storage = repository.storage();
     let packs: HashSet<PackId> = sweep.packs.iter().copied().collect();
+    if repository.breaks(Rule::MarkLast) {
+        delete_mark(repository, sweep.session)?;
+    }
     if repository.breaks(Rule::SegmentsBeforePacks) {
         sweep.packs.iter().try_for_each(|pack| storage.delete(ObjectName::Pack(*pack)))?;
         storage.sync_deletes(Folder::Packs)?;
@@ -44,8 +47,7 @@ pub(super) fn carry_out(repository: &Repository, sweep: &Sweep, monitor: &dyn Mo
         storage.delete(ObjectName::Outcome(SessionId::from(*point)))?;
     }
     storage.sync_deletes(Folder::Outcomes)?;
-    storage.delete(ObjectName::Mark(sweep.session))?;
-    storage.sync_deletes(Folder::Marks)?;
+    delete_mark(repository, sweep.session)?;
     monitor.finish(task);
     Ok(deleted_segments)
 }
@@ -81,7 +83,7 @@ pub(super) fn clear_marks(repository: &Repository, own: SessionId, monitor: &dyn
         let outcome =
             Outcome::from_object(&bytes, repository.id()).map_err(|fault| Error::malformed(name, fault))?;
         match outcome {
-            Outcome::Sweep { packs, points, segments } => {
+            Outcome::Sweep { packs, points, segments } if !repository.breaks(Rule::FinishSweeps) => {
                 monitor.note("finishing what an earlier prune had decided to delete");
                 carry_out(repository, &Sweep { session, packs, points, segments }, monitor)?;
             }

@@ -2,12 +2,13 @@
 //! each rule of the protocol taken away, to see that it is missed.
 //!
 //! Every actor runs the real code in threads of its own. Its storage holds each operation back until the scheduler lets
-//! it go, and the scheduler waits until every actor that is at work wants something. What is left to chance is only in
-//! which order one actor's own threads ask.
+//! it go, and the scheduler waits until every actor that is at work wants something. So operations come one by one, and
+//! a seed decides whose is next, but not which: in what order one actor's own threads ask is left to chance, ids are
+//! random and so is the order of listings, and heartbeats come when they like. A seed that fails may have to be run
+//! again to fail again.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,15 +22,16 @@ use crate::monitor::Recorder;
 use crate::ops::RequestedLevel;
 use crate::ops::backup::tests::{Kept, World, environment, write};
 use crate::ops::forget::{forget, undelete};
-use crate::ops::prune::{PruneOptions, prune};
-use crate::ops::repair::repair_points;
+use crate::ops::prune::{PruneOptions, PruneReport, prune};
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use crate::repo::rules::Rule;
 use crate::repo::session::Session;
 use crate::repo::{Environment, Repository, Timing};
-use crate::storage::fault::{CrashStorage, Flaw, Survival};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Listed, Storage};
+
+/// A schedule of more operations is one in which somebody waits for ever.
+const MOST_OPERATIONS: u32 = 50_000;
 
 /// Who is next.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ struct State {
     wanted: Vec<Option<u32>>,
     current: usize,
     granted: bool,
+    /// So many operations may still be done.
+    left: u32,
     random: u64,
     /// Chance in 256 that the same actor goes on.
     persistence: u64,
@@ -53,7 +57,8 @@ impl Scheduler {
     fn new(actors: usize, seed: u64) -> Self {
         let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let persistence = [128, 230, 250][(next(&mut random) % 3) as usize];
-        let state = State { wanted: vec![Some(0); actors], current: 0, granted: false, random, persistence };
+        let (wanted, left) = (vec![Some(0); actors], MOST_OPERATIONS);
+        let state = State { wanted, current: 0, granted: false, left, random, persistence };
         Self { state: Mutex::new(state), wake: Condvar::new() }
     }
 
@@ -79,7 +84,7 @@ impl Scheduler {
         self.wake.notify_all();
     }
 
-    fn run<T>(&self, actor: usize, operation: impl FnOnce() -> T) -> T {
+    fn run<T>(&self, actor: usize, operation: impl FnOnce() -> Result<T>) -> Result<T> {
         let mut state = self.state();
         if let Some(wanted) = &mut state.wanted[actor] {
             *wanted += 1;
@@ -92,7 +97,10 @@ impl Scheduler {
             *wanted -= 1;
         }
         state.granted = false;
-        let done = operation();
+        state.left = state.left.saturating_sub(1);
+        // not a panic: what is told to stop puts an abort first
+        let stuck = || Error::io("reach", "the storage", std::io::Error::other("the schedule does not end"));
+        let done = if state.left == 0 { Err(stuck()) } else { operation() };
         self.grant(&mut state);
         done
     }
@@ -160,15 +168,15 @@ impl Storage for Scheduled {
 type Contents = BTreeMap<String, Vec<u8>>;
 
 /// Two points that stay, two that are forgotten, and what a session left that was aborted.
-struct Before {
-    storage: MemoryStorage,
+pub(super) struct Before {
+    pub storage: MemoryStorage,
     kept: Vec<Kept>,
-    forgotten: Vec<Kept>,
+    pub forgotten: Vec<Kept>,
     /// What was stored and never committed.
     aborted: Contents,
 }
 
-fn before() -> Before {
+pub(super) fn before() -> Before {
     let storage = MemoryStorage::new();
     let mut world = World::on(storage.clone(), &[256 << 10]);
     for day in 0..4u64 {
@@ -190,20 +198,48 @@ enum Done {
     Undeleted(Kept, Result<()>),
     Forgot(PointId, Result<()>),
     Restored(Result<()>),
-    Pruned,
+    Pruned(Result<PruneReport>),
 }
 
-fn environment_of(rule: Option<Rule>, impatient: bool) -> Environment {
-    let dead_after = if impatient { Duration::ZERO } else { Duration::from_secs(600) };
-    // soon enough for a prune that waits to see that the other one lives
-    let (heartbeat, poll) = (Duration::from_millis(5), Duration::from_micros(50));
-    let timing = Timing { heartbeat, dead_after, poll, broken: rule };
+/// How the actors of a schedule are set up.
+#[derive(Debug, Clone, Copy)]
+struct Temper {
+    /// Whoever waits takes the others for dead at once, as if it had slept itself.
+    impatient: bool,
+    /// Each actor is on a host of its own: nobody sees whether the others' processes are there.
+    apart: bool,
+}
+
+impl Temper {
+    fn of(seed: u64) -> Self {
+        Self { impatient: seed.is_multiple_of(4), apart: seed % 8 == 2 || seed % 8 == 4 }
+    }
+
+    fn environment(self, rule: Option<Rule>, actor: usize) -> Environment {
+        let mut environment = environment_of(rule);
+        if self.impatient {
+            environment.timing.dead_after = Duration::ZERO;
+        }
+        if self.apart {
+            environment.host = format!("host {actor}");
+        }
+        environment
+    }
+}
+
+pub(super) fn environment_of(rule: Option<Rule>) -> Environment {
+    let timing = Timing {
+        // soon enough for a prune that waits to see that the other one lives
+        heartbeat: Duration::from_millis(5),
+        dead_after: Duration::from_secs(600),
+        poll: Duration::from_micros(50),
+        broken: rule,
+    };
     Environment { timing, ..environment() }
 }
 
 fn act(actor: usize, before: &Before, repository: Repository) -> Done {
     let silent = Recorder::new();
-    let options = PruneOptions { max_unused_permille: 0, ..PruneOptions::default() };
     let back_up = |repository, contents: &Contents| {
         let mut world = World::resume(repository, contents, Vec::new());
         Done::Made(world.try_backup(RequestedLevel::Auto).map(|_| world.kept.remove(0)))
@@ -225,27 +261,42 @@ fn act(actor: usize, before: &Before, repository: Repository) -> Done {
             let world = World::resume(repository, &BTreeMap::new(), before.kept[1..].to_vec());
             Done::Restored(world.try_reads())
         }
-        _ => {
-            drop(prune(&repository, &options, &silent));
-            Done::Pruned
-        }
+        _ => Done::Pruned(prune_all(&repository)),
     }
+}
+
+/// Prunes to the last byte.
+pub(super) fn prune_all(repository: &Repository) -> Result<PruneReport> {
+    prune(repository, &PruneOptions { max_unused_permille: 0, ..PruneOptions::default() }, &Recorder::new())
 }
 
 const ACTORS: usize = 7;
 
+/// What came about in schedules: that it did is worth as much as that nothing was lost.
+#[derive(Debug, Default, Clone, Copy)]
+struct Met {
+    schedules: u32,
+    /// Schedules in which a prune succeeded.
+    pruned: u32,
+    /// Prunes that withdrew because there was another.
+    withdrew: u32,
+    /// Prunes that another had taken for dead, and that woke up.
+    taken_over: u32,
+    most_operations: u32,
+}
+
 /// Runs one schedule; panics with what is wrong.
-fn run(seed: u64, rule: Option<Rule>, before: &Before) {
+fn run(seed: u64, rule: Option<Rule>, before: &Before, met: &mut Met) {
     let inner = before.storage.snapshot();
     let scheduler = Arc::new(Scheduler::new(ACTORS, seed));
-    let impatient = seed.is_multiple_of(4);
+    let temper = Temper::of(seed);
     let done: Vec<Done> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..ACTORS)
             .map(|actor| {
                 let scheduler = Arc::clone(&scheduler);
                 let storage = Scheduled { inner: inner.clone(), scheduler: Arc::clone(&scheduler), actor };
                 scope.spawn(move || {
-                    let environment = environment_of(rule, impatient);
+                    let environment = temper.environment(rule, actor);
                     let opened = Repository::open(Box::new(storage), None, &environment, &Recorder::new());
                     let done = catch_unwind(AssertUnwindSafe(|| act(actor, before, opened.unwrap())));
                     scheduler.end(actor);
@@ -255,10 +306,27 @@ fn run(seed: u64, rule: Option<Rule>, before: &Before) {
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    let repository =
-        Repository::open(Box::new(inner), None, &environment_of(None, true), &Recorder::new()).unwrap();
+    let operations = MOST_OPERATIONS - scheduler.state().left;
+    assert!(operations < MOST_OPERATIONS, "the schedule does not end");
+    met.schedules += 1;
+    met.most_operations = met.most_operations.max(operations);
+    let after = Temper { impatient: true, ..temper }.environment(None, 0);
+    let repository = Repository::open(Box::new(inner), None, &after, &Recorder::new()).unwrap();
     let mut world = World::resume(repository, &before.aborted, before.kept[1..].to_vec());
+    let forgotten = judge(done, &mut world, rule, temper.impatient, met);
+    check(&mut world, forgotten);
+}
+
+/// Checks what the actors say that they did. Returns the point that was forgotten.
+fn judge(
+    done: Vec<Done>,
+    world: &mut World,
+    rule: Option<Rule>,
+    impatient: bool,
+    met: &mut Met,
+) -> Option<PointId> {
     let mut forgotten = None;
+    let mut pruned = false;
     for done in done {
         match done {
             Done::Made(Ok(kept)) | Done::Undeleted(kept, Ok(())) => world.kept.push(kept),
@@ -270,10 +338,24 @@ fn run(seed: u64, rule: Option<Rule>, before: &Before) {
             Done::Restored(restored) => assert!(restored.is_ok(), "a restore failed: {restored:?}"),
             Done::Forgot(id, Ok(())) => forgotten = Some(id),
             Done::Forgot(_, Err(error)) => assert!(impatient, "forget failed: {error:?}"),
-            Done::Undeleted(_, Err(_)) | Done::Pruned => {}
+            Done::Undeleted(_, Err(_)) => {}
+            Done::Pruned(Ok(_)) => pruned = true,
+            Done::Pruned(Err(error)) => match innermost(&error) {
+                Error::Busy { .. } => met.withdrew += 1,
+                Error::Fenced { .. } if impatient => met.taken_over += 1,
+                _ => panic!("a prune failed: {error:?}"),
+            },
         }
     }
-    check(&mut world, forgotten);
+    met.pruned += u32::from(pruned);
+    forgotten
+}
+
+fn innermost(error: &Error) -> &Error {
+    match error {
+        Error::Context { source, .. } => innermost(source),
+        other => other,
+    }
 }
 
 fn check(world: &mut World, forgotten: Option<PointId>) {
@@ -283,8 +365,7 @@ fn check(world: &mut World, forgotten: Option<PointId>) {
     assert_eq!(verify(&world.repository, &options, &silent).unwrap().damaged_points, [], "damaged");
     let catalog = world.repository.catalog(&silent).unwrap();
     assert!(forgotten.is_none_or(|id| catalog.point(id).is_none()), "a forgotten point is back");
-    let options = PruneOptions { max_unused_permille: 0, ..PruneOptions::default() };
-    prune(&world.repository, &options, &silent).unwrap();
+    prune_all(&world.repository).unwrap();
     world.check_reads();
     let options = VerifyOptions { level: VerifyLevel::Data, ..VerifyOptions::default() };
     assert_eq!(verify(&world.repository, &options, &silent).unwrap().findings, []);
@@ -295,208 +376,54 @@ fn seeds() -> u64 {
 }
 
 /// Returns the first seed whose schedule went wrong, and how.
-fn first_failure(rule: Option<Rule>, before: &Before, seeds: u64) -> Option<(u64, String)> {
+fn first_failure(rule: Option<Rule>, before: &Before, seeds: u64, met: &mut Met) -> Option<(u64, String)> {
     (0..seeds).find_map(|seed| {
-        let panic = catch_unwind(AssertUnwindSafe(|| run(seed, rule, before))).err()?;
-        Some((seed, panic.downcast_ref::<String>().cloned().unwrap_or_default()))
+        let panic = catch_unwind(AssertUnwindSafe(|| run(seed, rule, before, met))).err()?;
+        Some((seed, text_of(panic.as_ref())))
     })
+}
+
+/// Returns what a panic said.
+pub(super) fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let fixed = || panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    panic.downcast_ref::<String>().cloned().or_else(fixed).unwrap_or_default()
 }
 
 #[test]
 fn no_schedule_loses_anything() {
     let before = before();
-    assert_eq!(first_failure(None, &before, seeds()), None);
-    println!("{} schedules, nothing lost", seeds());
+    let mut met = Met::default();
+    assert_eq!(first_failure(None, &before, seeds(), &mut met), None);
+    println!("nothing lost: {met:?}");
+    assert!(met.pruned > met.schedules / 2, "few prunes succeeded: {met:?}");
+    assert!(met.withdrew > met.schedules / 20, "few prunes met another: {met:?}");
+    assert!(met.taken_over > met.schedules / 50, "few prunes were taken over: {met:?}");
 }
+
+/// The rules that schedules miss.
+pub(super) const RULES: [Rule; 10] = [
+    Rule::RegisterFirst,
+    Rule::SegmentsNeedOutcomes,
+    Rule::ExclusiveOutcome,
+    Rule::OnePrune,
+    Rule::MarkBeforeFence,
+    Rule::Fence,
+    Rule::RecomputeLive,
+    Rule::ListSurvivors,
+    Rule::MarkLast,
+    Rule::HeedMarkedPoints,
+];
 
 #[test]
 fn each_rule_that_is_taken_away_is_missed() {
     let before = before();
-    for rule in [
-        Rule::RegisterFirst,
-        Rule::HeedMarks,
-        Rule::SegmentsNeedOutcomes,
-        Rule::ExclusiveOutcome,
-        Rule::MarkBeforeFence,
-        Rule::Fence,
-        Rule::RecomputeLive,
-        Rule::HeedMarkedPoints,
-        Rule::UndeleteBeforeOutcome,
-    ] {
+    for rule in RULES {
         // one that needs a rare moment gets time for it
-        let Some((seed, how)) = first_failure(Some(rule), &before, 4000) else {
+        let Some((seed, how)) = first_failure(Some(rule), &before, 4000, &mut Met::default()) else {
             panic!("{rule:?} was taken away, and nothing went wrong");
         };
         println!("{rule:?}: seed {seed}: {}", how.lines().next().unwrap_or_default());
     }
-}
-
-/// A storage that does something as soon as the packs were listed.
-#[derive(Clone)]
-struct Hooked {
-    inner: MemoryStorage,
-    hook: Arc<dyn Fn() + Send + Sync>,
-}
-
-impl std::fmt::Debug for Hooked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Hooked")
-    }
-}
-
-impl Storage for Hooked {
-    fn url(&self) -> String {
-        "hooked:".into()
-    }
-
-    fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
-        self.inner.put_new(name, bytes)
-    }
-
-    fn replace(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
-        self.inner.replace(name, bytes)
-    }
-
-    fn get(&self, name: ObjectName, max_len: u64) -> Result<Vec<u8>> {
-        self.inner.get(name, max_len)
-    }
-
-    fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>> {
-        self.inner.get_range(name, offset, len)
-    }
-
-    fn len(&self, name: ObjectName) -> Result<u64> {
-        self.inner.len(name)
-    }
-
-    fn list(&self, folder: Folder) -> Result<Vec<Listed>> {
-        let listed = self.inner.list(folder);
-        if folder == Folder::Packs {
-            (self.hook)();
-        }
-        listed
-    }
-
-    fn delete(&self, name: ObjectName) -> Result<()> {
-        self.inner.delete(name)
-    }
-
-    fn sync_deletes(&self, folder: Folder) -> Result<()> {
-        self.inner.sync_deletes(folder)
-    }
-}
-
-/// The moment that random schedules hardly meet: a sweep is decided when a backup begins, and is over between the
-/// listing of the packs and whatever the backup reads next.
-fn sweep_meets_backup(rule: Option<Rule>) -> Result<()> {
-    let before = before();
-    let inner = before.storage.snapshot();
-    // a prune that stops behind its outcome: its mark is still there
-    let cut = CrashStorage::on(&inner, Flaw::None);
-    let silent = Recorder::new();
-    let pruning = Repository::open(Box::new(cut.clone()), None, &super::dead_environment(), &silent)?;
-    prune(&pruning, &PruneOptions { max_unused_permille: 0, ..PruneOptions::default() }, &silent)?;
-    let marked = |image: &MemoryStorage| image.list(Folder::Marks).is_ok_and(|marks| !marks.is_empty());
-    let decided = (0..cut.len()).rev().map(|at| cut.image(at, Survival::All)).filter(marked);
-    let inner = decided.last_with_all_packs(&before.storage);
-    let hook = {
-        let storage = inner.clone();
-        move || {
-            let other = Repository::open(Box::new(storage.clone()), None, &environment(), &Recorder::new());
-            drop(prune(&other.unwrap(), &PruneOptions::default(), &Recorder::new()));
-        }
-    };
-    let storage = Hooked { inner: inner.clone(), hook: Arc::new(hook) };
-    let writing = Repository::open(Box::new(storage), None, &environment_of(rule, false), &silent)?;
-    let mut world = World::resume(writing, &before.forgotten[0].contents, Vec::new());
-    world.try_backup(RequestedLevel::Auto)?;
-    let after = Repository::open(Box::new(inner), None, &environment(), &silent)?;
-    World::resume(after, &BTreeMap::new(), world.kept).try_reads()
-}
-
-/// Picks the image in which the sweep is decided and nothing is deleted yet.
-trait LastWithAllPacks {
-    fn last_with_all_packs(self, original: &MemoryStorage) -> MemoryStorage;
-}
-
-impl<I: Iterator<Item = MemoryStorage>> LastWithAllPacks for I {
-    fn last_with_all_packs(mut self, original: &MemoryStorage) -> MemoryStorage {
-        let old: Vec<Listed> = [Folder::Packs, Folder::Segments]
-            .into_iter()
-            .flat_map(|folder| original.list(folder).unwrap())
-            .collect();
-        self.find(|image| old.iter().all(|listed| image.len(listed.name).is_ok())).unwrap()
-    }
-}
-
-#[test]
-fn a_sweep_that_ends_while_a_backup_begins() {
-    sweep_meets_backup(None).unwrap();
-    assert!(
-        sweep_meets_backup(Some(Rule::MarksBeforeSegments)).is_err(),
-        "the order of reading is not missed"
-    );
-}
-
-/// A repair that slept: behind its look at the points the damaged one is forgotten, and a prune that took the repair for
-/// dead has decided to delete all that the point had.
-fn prune_meets_repair(rule: Option<Rule>) -> Result<()> {
-    let inner = MemoryStorage::new();
-    let mut world = World::on(inner.clone(), &[4 << 20]);
-    for day in 0..3u64 {
-        write(&mut world, 0, 4 << 20, day);
-        world.backup(RequestedLevel::Is(if day == 0 { Level::Full } else { Level::Incremental }));
-        if day == 0 {
-            // one frame of several
-            let packs = inner.list(Folder::Packs)?;
-            inner.tamper(packs.iter().max_by_key(|listed| listed.len).unwrap().name, |mut bytes| {
-                bytes[4096] ^= 1;
-                Some(bytes)
-            });
-        }
-    }
-    let silent = Recorder::new();
-    let options = VerifyOptions { level: VerifyLevel::Data, record: true, ..VerifyOptions::default() };
-    assert_eq!(verify(&world.repository, &options, &silent)?.damaged_points, [world.kept[0].id]);
-    let damaged = world.kept.remove(0).id;
-    let options = PruneOptions { max_unused_permille: 0, ..PruneOptions::default() };
-    let (storage, slept) = (inner.clone(), AtomicBool::new(false));
-    let hook = move || {
-        if slept.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let impatient = environment_of(None, true);
-        let open = |storage: Box<dyn Storage>| Repository::open(storage, None, &impatient, &Recorder::new());
-        let forgetting = open(Box::new(storage.clone())).unwrap();
-        forget(&forgetting, &[damaged], "test", false, &Recorder::new()).unwrap();
-        let cut = CrashStorage::on(&storage, Flaw::None);
-        prune(&open(Box::new(cut.clone())).unwrap(), &options, &Recorder::new()).unwrap();
-        let marked = |image: &MemoryStorage| image.list(Folder::Marks).is_ok_and(|marks| !marks.is_empty());
-        let decided = (0..cut.len()).rev().map(|at| cut.image(at, Survival::All)).filter(marked);
-        let decided = decided.last_with_all_packs(&storage);
-        storage.set_for_test(decided.objects_for_test().into_iter());
-    };
-    let storage = Hooked { inner: inner.clone(), hook: Arc::new(hook) };
-    let repairing = Repository::open(Box::new(storage), None, &environment_of(rule, false), &silent)?;
-    let repaired = repair_points(&repairing, false, &silent);
-    assert!(matches!(repaired, Err(Error::Fenced { .. })), "it was registered: {repaired:?}");
-    let after = Repository::open(Box::new(inner), None, &environment(), &silent)?;
-    prune(&after, &PruneOptions::default(), &silent)?;
-    let damaged = verify(&after, &VerifyOptions::default(), &silent)?.damaged_points;
-    if !damaged.is_empty() {
-        return Err(Error::Damaged(format!("points {damaged:?} rely on what is gone")));
-    }
-    let world = World::resume(after, &BTreeMap::new(), world.kept);
-    assert_eq!(world.repository.catalog(&silent)?.points().len(), world.kept.len());
-    world.try_reads()
-}
-
-#[test]
-fn a_repair_does_not_rely_on_a_point_that_is_going() {
-    prune_meets_repair(None).unwrap();
-    let rule = Some(Rule::RepairOfPointsThatStay);
-    let missed = prune_meets_repair(rule).is_err();
-    assert!(missed, "nobody misses the look at what is there still");
 }
 
 /// A session of a kind that a fence does not wait for must not be mistaken for a writer.
@@ -504,8 +431,7 @@ fn a_repair_does_not_rely_on_a_point_that_is_going() {
 fn a_fence_does_not_wait_for_readers() {
     let before = before();
     let repository =
-        Repository::open(Box::new(before.storage), None, &environment_of(None, false), &Recorder::new())
-            .unwrap();
+        Repository::open(Box::new(before.storage), None, &environment_of(None), &Recorder::new()).unwrap();
     let reader = Session::begin(&repository, SessionKind::Restore).unwrap();
     prune(&repository, &PruneOptions::default(), &Recorder::new()).unwrap();
     drop(reader);
