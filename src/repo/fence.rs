@@ -68,20 +68,25 @@ impl Repository {
         Ok(())
     }
 
-    /// Waits for a sign of life of a session. Returns true as soon as there is one; false if it has ended, or showed none for
-    /// so long that it is taken for dead.
+    /// Waits for signs of life of a session. Returns true as soon as there are so many; false if it has ended, or showed
+    /// none for so long that it is taken for dead.
     ///
     /// # Errors
     /// [`Error::Cancelled`]; those of the storage.
-    pub fn shows_life(&self, id: SessionId, monitor: &dyn Monitor) -> Result<bool> {
-        let (beat, since) = (self.heartbeat(id)?, Instant::now());
+    pub fn shows_life(&self, id: SessionId, signs: u32, monitor: &dyn Monitor) -> Result<bool> {
+        let (mut beat, mut since, mut left) = (self.heartbeat(id)?, Instant::now(), signs);
         while since.elapsed() < self.environment().timing.dead_after {
             monitor.check()?;
             std::thread::sleep(self.environment().timing.poll);
             if self.has_outcome(id)? {
                 return Ok(false);
             }
-            if self.heartbeat(id)? != beat {
+            let now = self.heartbeat(id)?;
+            if now != beat {
+                left = left.saturating_sub(1);
+                (beat, since) = (now, Instant::now());
+            }
+            if left == 0 {
                 return Ok(true);
             }
         }

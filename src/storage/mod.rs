@@ -5,6 +5,8 @@
 pub mod direct;
 #[cfg(test)]
 pub(crate) mod fault;
+#[cfg(test)]
+pub(crate) mod hooked;
 pub mod local;
 pub mod memory;
 #[cfg(test)]

@@ -16,83 +16,15 @@ use crate::ops::forget::forget;
 use crate::ops::prune::{PruneOptions, prune};
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use crate::repo::{Environment, Timing};
+use crate::storage::hooked::HookedStorage;
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Listed, Storage};
 
 const SIZE: u64 = 4 << 20;
 
-/// A storage that does something before a listing and behind a put, and does not list sessions.
-#[derive(Clone)]
-struct Hooked {
-    inner: MemoryStorage,
-    before_list: Arc<dyn Fn(Folder) + Send + Sync>,
-    behind_put: Arc<dyn Fn(ObjectName) + Send + Sync>,
-    is_blind: bool,
-}
-
-impl Hooked {
-    fn new(inner: &MemoryStorage) -> Self {
-        Self {
-            inner: inner.clone(),
-            before_list: Arc::new(|_| {}),
-            behind_put: Arc::new(|_| {}),
-            is_blind: false,
-        }
-    }
-
-    fn open(self, rule: Option<Rule>) -> Repository {
-        let environment =
-            Environment { timing: Timing { broken: rule, ..Timing::default() }, ..environment() };
-        Repository::open(Box::new(self), None, &environment, &Recorder::new()).unwrap()
-    }
-}
-
-impl std::fmt::Debug for Hooked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Hooked")
-    }
-}
-
-impl Storage for Hooked {
-    fn url(&self) -> String {
-        "hooked:".into()
-    }
-
-    fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
-        self.inner.put_new(name, bytes)?;
-        (self.behind_put)(name);
-        Ok(())
-    }
-
-    fn replace(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
-        self.inner.replace(name, bytes)
-    }
-
-    fn get(&self, name: ObjectName, max_len: u64) -> Result<Vec<u8>> {
-        self.inner.get(name, max_len)
-    }
-
-    fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>> {
-        self.inner.get_range(name, offset, len)
-    }
-
-    fn len(&self, name: ObjectName) -> Result<u64> {
-        self.inner.len(name)
-    }
-
-    fn list(&self, folder: Folder) -> Result<Vec<Listed>> {
-        (self.before_list)(folder);
-        let listed = self.inner.list(folder)?;
-        Ok(if self.is_blind && folder == Folder::Sessions { Vec::new() } else { listed })
-    }
-
-    fn delete(&self, name: ObjectName) -> Result<()> {
-        self.inner.delete(name)
-    }
-
-    fn sync_deletes(&self, folder: Folder) -> Result<()> {
-        self.inner.sync_deletes(folder)
-    }
+fn open(storage: HookedStorage, rule: Option<Rule>) -> Repository {
+    let environment = Environment { timing: Timing { broken: rule, ..Timing::default() }, ..environment() };
+    Repository::open(Box::new(storage), None, &environment, &Recorder::new()).unwrap()
 }
 
 /// A disk of which a first point had what it has again; the point between them is the predecessor.
@@ -118,44 +50,49 @@ fn prune_that_sees_no_session(forgotten: usize, rule: Option<Rule>) -> (u64, Res
     let (go_on, goes_on): (Sender<()>, Receiver<()>) = channel();
     let made = std::thread::scope(|scope| {
         let goes_on = Mutex::new(goes_on);
-        let mut blind = Hooked { is_blind: true, ..Hooked::new(&storage) };
-        blind.behind_put = Arc::new(move |name| {
+        let is_blind = |folder, listed| if folder == Folder::Sessions { Vec::new() } else { listed };
+        let blind = HookedStorage::new(&storage).on_list(is_blind).behind_put(move |name| {
             if matches!(name, ObjectName::Outcome(_)) {
                 decide.send(()).unwrap();
                 goes_on.lock().unwrap().recv().unwrap_err();
             }
+            Ok(())
         });
         let pruning = scope.spawn({
             let storage = storage.clone();
             move || {
                 begun.recv().unwrap();
-                forget(&Hooked::new(&storage).open(None), &ids, "test", false, &Recorder::new()).unwrap();
+                forget(&open(HookedStorage::new(&storage), None), &ids, "test", false, &Recorder::new())
+                    .unwrap();
                 let options = PruneOptions { max_unused_permille: 0, ..PruneOptions::default() };
-                prune(&blind.open(None), &options, &Recorder::new()).unwrap()
+                prune(&open(blind, None), &options, &Recorder::new()).unwrap()
             }
         });
         let (looks, decided) = (AtomicUsize::new(0), Mutex::new(decided));
-        let mut seeing = Hooked::new(&storage);
-        seeing.before_list = Arc::new(move |folder| {
+        let look = Arc::new(move || {
             // the first look is when the backup begins
-            if folder == Folder::Marks && looks.fetch_add(1, Ordering::SeqCst) == 1 {
+            if looks.fetch_add(1, Ordering::SeqCst) == 1 {
                 begin.send(()).unwrap();
                 decided.lock().unwrap().recv().unwrap();
             }
         });
         // a backup that does not look again has the prune begin behind its last read
-        let late = rule.is_some().then(|| Arc::clone(&seeing.before_list));
-        if let Some(late) = late {
-            seeing.behind_put = Arc::new(move |name| {
-                if matches!(name, ObjectName::Segment(_)) {
-                    late(Folder::Marks);
+        let late = rule.is_some().then(|| Arc::clone(&look));
+        let seeing = HookedStorage::new(&storage)
+            .before_list(move |folder| {
+                if folder == Folder::Marks {
+                    look()
                 }
+            })
+            .behind_put(move |name| {
+                let is_segment = matches!(name, ObjectName::Segment(_));
+                late.iter().filter(|_| is_segment).for_each(|late| late());
+                Ok(())
             });
-        }
-        world.repository = seeing.open(rule);
+        world.repository = open(seeing, rule);
         let made = world.try_backup(RequestedLevel::Auto);
         // with it the senders: where one has sent nothing, nobody waits for ever
-        world.repository = Hooked::new(&storage).open(None);
+        world.repository = open(HookedStorage::new(&storage), None);
         drop(go_on);
         let pruned = pruning.join().unwrap();
         assert_eq!(pruned.dropped_points.len(), forgotten);
@@ -203,14 +140,13 @@ fn what_an_unmarked_predecessor_shares_is_not_stored_again() {
     // the beginning of what the disk has elsewhere
     write(&mut world, SIZE * 3 / 4, 256 << 10, 0);
     let (looks, packs) = (AtomicUsize::new(0), storage.list(Folder::Packs).unwrap());
-    let mut hooked = Hooked::new(&storage);
     let inner = storage.clone();
-    hooked.before_list = Arc::new(move |folder| {
+    let hooked = HookedStorage::new(&storage).before_list(move |folder| {
         if folder == Folder::Marks && looks.fetch_add(1, Ordering::SeqCst) == 1 {
             mark(&inner, &packs, &[PointId::from_bytes([9; 16])]);
         }
     });
-    world.repository = hooked.open(None);
+    world.repository = open(hooked, None);
     let made = world.backup(RequestedLevel::Auto);
     assert!((64 << 10..160 << 10).contains(&made.stats.new_bytes), "{:?}", made.stats);
     // what was changed, and no byte of the 2 MiB beside it
@@ -223,7 +159,7 @@ fn mark(storage: &MemoryStorage, packs: &[Listed], points: &[PointId]) {
         _ => None,
     });
     let mark = Mark { packs: packs.collect(), points: points.to_vec() };
-    let repository = Hooked::new(storage).open(None);
+    let repository = open(HookedStorage::new(storage), None);
     let name = ObjectName::Mark(SessionId::from_bytes(crate::repo::random().unwrap()));
     storage.put_new(name, &mark.to_object(repository.id()).unwrap()).unwrap();
 }
@@ -233,10 +169,9 @@ fn marks_without_end_make_it_busy() {
     let storage = MemoryStorage::new();
     let mut world = before(&storage);
     let (looks, inner) = (Arc::new(AtomicUsize::new(0)), storage.clone());
-    let mut hooked = Hooked::new(&storage);
-    hooked.before_list = {
+    let hooked = {
         let looks = Arc::clone(&looks);
-        Arc::new(move |folder| {
+        HookedStorage::new(&storage).before_list(move |folder| {
             let look = looks.load(Ordering::SeqCst);
             if folder == Folder::Marks {
                 looks.fetch_add(1, Ordering::SeqCst);
@@ -248,7 +183,7 @@ fn marks_without_end_make_it_busy() {
             }
         })
     };
-    world.repository = hooked.open(None);
+    world.repository = open(hooked, None);
     let packs = storage.list(Folder::Packs).unwrap().len();
     let refused = world.try_backup(RequestedLevel::Auto);
     assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
@@ -256,7 +191,7 @@ fn marks_without_end_make_it_busy() {
     assert_eq!(looks.load(Ordering::SeqCst), 2 + 2 * MAX_ROUNDS);
     assert!(storage.list(Folder::Packs).unwrap().len() <= packs + 3 * (1 + MAX_ROUNDS));
     // the marks are of no session: a prune clears them
-    world.repository = Hooked::new(&storage).open(None);
+    world.repository = open(HookedStorage::new(&storage), None);
     prune(&world.repository, &PruneOptions::default(), &Recorder::new()).unwrap();
     world.backup(RequestedLevel::Auto);
     let options = VerifyOptions { level: VerifyLevel::Data, ..VerifyOptions::default() };

@@ -202,6 +202,9 @@ fn remove_leftovers(repository: &Repository, leftovers: &[Leftover], monitor: &d
 
 /// Two prunes at once would wait for one another. One that lives shows it within a heartbeat. That there is a process of
 /// its id does not tell: another program may have it by now, or the prune hangs.
+///
+/// Of two that begin at the same moment and see one another, one goes on: that of the lower id gives the other time to
+/// withdraw first.
 fn refuse_second_prune(repository: &Repository, own: &Session, monitor: &dyn Monitor) -> Result<()> {
     for other in repository.open_sessions()? {
         let is_prune = other.record.as_ref().is_some_and(|record| record.kind == SessionKind::Prune);
@@ -210,7 +213,8 @@ fn refuse_second_prune(repository: &Repository, own: &Session, monitor: &dyn Mon
         }
         let host = other.record.map(|record| record.host).unwrap_or_default();
         monitor.note(&format!("waiting for a sign of life of a prune on {host} (session {})", other.id));
-        if repository.shows_life(other.id, monitor)? {
+        let signs = if own.id() < other.id { 3 } else { 1 };
+        if repository.shows_life(other.id, signs, monitor)? {
             return Err(Error::Busy {
                 object: repository.storage().url(),
                 why: format!("another prune runs on {host} (session {})", other.id),

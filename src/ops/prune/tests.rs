@@ -1,5 +1,5 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use super::*;
@@ -12,6 +12,7 @@ use crate::ops::forget::forget;
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use crate::repo::Timing;
 use crate::storage::fault::{FailingStorage, Fault};
+use crate::storage::hooked::HookedStorage;
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Listed, Storage};
 
@@ -244,6 +245,34 @@ fn a_prune_that_shows_no_sign_of_life_is_ended_whatever_process_there_is() {
     let second = prune(&open(patient_for(60_000)), &options(), &Recorder::new());
     assert!(matches!(second, Err(Error::Busy { .. })), "{second:?}");
     alive.commit(&Outcome::Done).unwrap();
+    world.check_all();
+}
+
+/// Of two that see one another before either has begun to work, one goes on.
+#[test]
+fn one_of_two_prunes_at_the_same_moment_succeeds() {
+    let storage = MemoryStorage::new();
+    let mut world = history(storage.clone());
+    forget_but_last(&mut world);
+    let calm = crate::repo::Environment {
+        timing: Timing { heartbeat: Duration::from_millis(250), ..patient_for(60_000).timing },
+        ..environment()
+    };
+    let meeting = Arc::new(Barrier::new(2));
+    let meets = HookedStorage::new(&storage).behind_put(move |name| {
+        if matches!(name, ObjectName::Session(_)) {
+            meeting.wait();
+        }
+        Ok(())
+    });
+    let run = || {
+        let repository = Repository::open(Box::new(meets.clone()), None, &calm, &Recorder::new()).unwrap();
+        prune(&repository, &options(), &Recorder::new())
+    };
+    let both = std::thread::scope(|scope| [scope.spawn(run), scope.spawn(run)].map(|it| it.join().unwrap()));
+    assert_eq!(both.iter().filter(|pruned| pruned.is_ok()).count(), 1, "{both:?}");
+    assert!(both.iter().any(|pruned| matches!(pruned, Err(Error::Busy { .. }))), "{both:?}");
+    assert_eq!(storage.list(Folder::Marks).unwrap(), []);
     world.check_all();
 }
 

@@ -24,77 +24,9 @@ use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use crate::repo::rules::Rule;
 use crate::repo::{Environment, Repository, Timing};
 use crate::storage::fault::{CrashStorage, Flaw, Survival};
+use crate::storage::hooked::HookedStorage;
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Listed, Storage};
-
-type OnList = dyn Fn(Folder, Vec<Listed>) -> Vec<Listed> + Send + Sync;
-type OnPut = dyn Fn(ObjectName) -> Result<()> + Send + Sync;
-
-/// A storage in which something happens behind each listing and each put, before they return.
-#[derive(Clone)]
-struct Hooked {
-    inner: MemoryStorage,
-    on_list: Arc<OnList>,
-    on_put: Arc<OnPut>,
-}
-
-impl Hooked {
-    fn list(
-        inner: &MemoryStorage,
-        hook: impl Fn(Folder, Vec<Listed>) -> Vec<Listed> + Send + Sync + 'static,
-    ) -> Self {
-        Self { inner: inner.clone(), on_list: Arc::new(hook), on_put: Arc::new(|_| Ok(())) }
-    }
-
-    fn put(inner: &MemoryStorage, hook: impl Fn(ObjectName) -> Result<()> + Send + Sync + 'static) -> Self {
-        Self { inner: inner.clone(), on_list: Arc::new(|_, listed| listed), on_put: Arc::new(hook) }
-    }
-}
-
-impl std::fmt::Debug for Hooked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Hooked")
-    }
-}
-
-impl Storage for Hooked {
-    fn url(&self) -> String {
-        "hooked:".into()
-    }
-
-    fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
-        self.inner.put_new(name, bytes)?;
-        (self.on_put)(name)
-    }
-
-    fn replace(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
-        self.inner.replace(name, bytes)
-    }
-
-    fn get(&self, name: ObjectName, max_len: u64) -> Result<Vec<u8>> {
-        self.inner.get(name, max_len)
-    }
-
-    fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>> {
-        self.inner.get_range(name, offset, len)
-    }
-
-    fn len(&self, name: ObjectName) -> Result<u64> {
-        self.inner.len(name)
-    }
-
-    fn list(&self, folder: Folder) -> Result<Vec<Listed>> {
-        Ok((self.on_list)(folder, self.inner.list(folder)?))
-    }
-
-    fn delete(&self, name: ObjectName) -> Result<()> {
-        self.inner.delete(name)
-    }
-
-    fn sync_deletes(&self, folder: Folder) -> Result<()> {
-        self.inner.sync_deletes(folder)
-    }
-}
 
 fn open(storage: impl Storage + 'static, rule: Option<Rule>) -> Repository {
     Repository::open(Box::new(storage), None, &environment_of(rule), &Recorder::new()).unwrap()
@@ -139,7 +71,7 @@ fn sweep_meets_backup(rule: Option<Rule>) -> Result<()> {
     let before = before();
     let inner = decided(&before.storage);
     let pruning = inner.clone();
-    let storage = Hooked::list(&inner, move |folder, listed| {
+    let storage = HookedStorage::new(&inner).on_list(move |folder, listed| {
         if folder == Folder::Packs {
             // what is left to choose is too little to choose it: it does not wait for the backup
             drop(prune(&open(pruning.clone(), None), &PruneOptions::default(), &Recorder::new()));
@@ -162,7 +94,7 @@ fn prune_meets_undelete(rule: Option<Rule>) -> Result<()> {
     let back = world.kept.remove(0);
     forget(&world.repository, &[back.id], "test", false, &Recorder::new())?;
     let pruning = storage.clone();
-    let hooked = Hooked::put(&storage, move |name| match name {
+    let hooked = HookedStorage::new(&storage).behind_put(move |name| match name {
         ObjectName::Outcome(_) => prune_all(&open(pruning.clone(), None)).map(drop),
         _ => Ok(()),
     });
@@ -175,7 +107,7 @@ fn listing_of_marks_lags(rule: Option<Rule>) -> Result<()> {
     let before = before();
     let inner = decided(&before.storage);
     let looks = AtomicU32::new(0);
-    let storage = Hooked::list(&inner, move |folder, listed| {
+    let storage = HookedStorage::new(&inner).on_list(move |folder, listed| {
         let lags = folder == Folder::Marks && looks.fetch_add(1, Ordering::SeqCst) == 0;
         if lags { Vec::new() } else { listed }
     });
@@ -219,7 +151,7 @@ fn undelete_meets_half_a_sweep(rule: Option<Rule>) -> Result<()> {
     });
     let back: Arc<Mutex<Vec<Kept>>> = Arc::default();
     let (other, found) = (inner.clone(), Arc::clone(&back));
-    let storage = Hooked::list(&inner, move |folder, listed| {
+    let storage = HookedStorage::new(&inner).on_list(move |folder, listed| {
         if folder == Folder::Marks && listed.is_empty() && found.lock().unwrap().is_empty() {
             let repository = open(other.clone(), None);
             let undeleted = before
@@ -276,7 +208,7 @@ fn pack_of_metadata_is_lost(rule: Option<Rule>) -> Result<()> {
 fn sync_of_outcome_fails(rule: Option<Rule>) -> Result<()> {
     let before = before();
     let inner = before.storage.snapshot();
-    let storage = Hooked::put(&inner, |name| match name {
+    let storage = HookedStorage::new(&inner).behind_put(|name| match name {
         ObjectName::Outcome(_) => Err(Error::io("sync", name.to_string(), std::io::Error::other("injected"))),
         _ => Ok(()),
     });
@@ -313,7 +245,7 @@ fn prune_meets_repair(rule: Option<Rule>) -> Result<()> {
     assert_eq!(verify(&world.repository, &options, &silent)?.damaged_points, [world.kept[0].id]);
     let damaged = world.kept.remove(0).id;
     let (storage, slept) = (inner.clone(), AtomicBool::new(false));
-    let hooked = Hooked::list(&inner, move |folder, listed| {
+    let hooked = HookedStorage::new(&inner).on_list(move |folder, listed| {
         if folder == Folder::Packs && !slept.swap(true, Ordering::SeqCst) {
             let forgetting = open(storage.clone(), None);
             forget(&forgetting, &[damaged], "test", false, &Recorder::new()).unwrap();
