@@ -164,6 +164,25 @@ impl Error {
         }
     }
 
+    /// Returns the error with everything that led to it, in one line.
+    pub fn cause(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        text
+    }
+
+    /// Returns true if the system has refused a call.
+    pub fn is_io(&self) -> bool {
+        match self {
+            Self::Context { source, .. } => source.is_io(),
+            _ => matches!(self, Self::Io { .. }),
+        }
+    }
+
     /// Returns true if this process or this host is the reason, and the object may be as it should be: something is not
     /// permitted, there are too many open files or too little memory, or nobody answered in time.
     pub fn is_local(&self) -> bool {

@@ -169,11 +169,11 @@ fn points(app: &App, work: &Work, dry_run: bool) -> Result<Exit> {
             true => format!("{name}: cannot be read and made no point; it would be put away"),
             false => format!("{name}: could not be read and made no point; put away"),
         }))
-        .chain(
-            (report.points.is_empty() && report.brought_back.is_empty() && report.removed.is_empty())
-                .then(|| "no point is known to have lost anything".to_owned()),
-        )
+        .chain(report.left.iter().map(|name| {
+            format!("{name}: cannot be read and may have made a point; `vmkeep repair index` may tell, then repeat this")
+        }))
         .collect();
-    print(app, work, "points", &report, &lines)?;
-    Ok(Exit::Done)
+    let nothing = vec!["no point is known to have lost anything".to_owned()];
+    print(app, work, "points", &report, if lines.is_empty() { &nothing } else { &lines })?;
+    Ok(if report.left.is_empty() { Exit::Done } else { Exit::Damage })
 }

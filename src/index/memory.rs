@@ -1,12 +1,12 @@
 //! An index that lives as long as the process.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
 
 use super::{Index, Location, locate};
 use crate::error::Result;
 use crate::format::segment::Segment;
-use crate::id::{ChunkId, SegmentId};
+use crate::id::{ChunkId, SegmentId, SessionId};
 
 /// For commands without a cache directory, for tests, and where the index on disk is no help: about 150 bytes of
 /// memory per chunk.
@@ -15,19 +15,19 @@ pub struct MemoryIndex(RwLock<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    segments: HashSet<SegmentId>,
+    segments: HashMap<SegmentId, SessionId>,
     chunks: HashMap<ChunkId, Vec<Location>>,
 }
 
 impl Index for MemoryIndex {
-    fn applied(&self) -> Result<HashSet<SegmentId>> {
+    fn applied(&self) -> Result<HashMap<SegmentId, SessionId>> {
         Ok(self.0.read().unwrap_or_else(PoisonError::into_inner).segments.clone())
     }
 
     fn apply(&self, segments: &[(SegmentId, Segment)]) -> Result<()> {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for (id, segment) in segments {
-            if !known.segments.insert(*id) {
+            if known.segments.insert(*id, segment.owner).is_some() {
                 continue;
             }
             for chunk in &segment.chunks {

@@ -10,7 +10,7 @@ mod rocks;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::path::Path;
 
@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::format::node::ChunkKind;
 use crate::format::pack::FrameEntry;
 use crate::format::segment::{Segment, SegmentChunk};
-use crate::id::{ChunkId, PackId, RepositoryId, SegmentId};
+use crate::id::{ChunkId, PackId, RepositoryId, SegmentId, SessionId};
 use crate::monitor::Monitor;
 
 /// Chunks of segments that are applied together: enough for long sorted runs, about 40 MiB of memory.
@@ -40,11 +40,11 @@ pub struct Location {
 
 /// Finds chunks. Shared by threads.
 pub trait Index: Send + Sync + Debug {
-    /// Returns the segments whose chunks are in the index.
+    /// Returns the segments whose chunks are in the index, with their owners.
     ///
     /// # Errors
     /// The index cannot be read.
-    fn applied(&self) -> Result<HashSet<SegmentId>>;
+    fn applied(&self) -> Result<HashMap<SegmentId, SessionId>>;
 
     /// Adds the chunks of segments; all of a segment or nothing of it counts as applied. Doing it again
     /// changes nothing.
@@ -96,25 +96,27 @@ pub fn open_index(cache_dir: Option<&Path>, repository: RepositoryId) -> OpenedI
 }
 
 /// Brings an index up to date: applies the segments of `listed` that it lacks, as far as `load` returns them (it
-/// returns none for those that do not count), and begins anew if it has some that are gone.
+/// returns none for those that do not count), and begins anew if it has some that are gone, or whose owners `counts` does
+/// not take for committed any more.
 ///
 /// # Errors
 /// Those of the index and of `load`; [`crate::error::Error::Cancelled`].
 pub fn synchronize(
     index: &dyn Index,
     listed: &[SegmentId],
+    counts: &dyn Fn(SessionId) -> bool,
     load: &mut dyn FnMut(SegmentId) -> Result<Option<Segment>>,
     monitor: &dyn Monitor,
 ) -> Result<()> {
     let mut applied = index.applied()?;
     let present: HashSet<SegmentId> = listed.iter().copied().collect();
-    if !applied.is_subset(&present) {
+    if !applied.iter().all(|(id, owner)| present.contains(id) && counts(*owner)) {
         index.clear()?;
         applied.clear();
     }
     let mut group = Vec::new();
     let mut chunks = 0;
-    for id in listed.iter().filter(|id| !applied.contains(id)) {
+    for id in listed.iter().filter(|id| !applied.contains_key(id)) {
         monitor.check()?;
         let Some(segment) = load(*id)? else { continue };
         chunks += segment.chunks.len();
@@ -129,7 +131,7 @@ pub fn synchronize(
 }
 
 /// Returns where a chunk of a segment is; none if the segment contradicts itself, which a decoded one does not.
-fn locate(segment: &Segment, chunk: &SegmentChunk) -> Option<Location> {
+pub fn locate(segment: &Segment, chunk: &SegmentChunk) -> Option<Location> {
     let pack = segment.packs.get(chunk.pack as usize)?;
     let frame = *pack.frames.get(chunk.frame as usize)?;
     Some(Location { pack: pack.id, frame, kind: chunk.kind, offset: chunk.offset, len: chunk.len })

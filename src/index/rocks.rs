@@ -1,10 +1,10 @@
 //! The index on disk: RocksDB, with a key for every place of a chunk.
 //!
-//! Keys begin with a tag. `0 ‖ name` is state, `1 ‖ segment id` says that a segment was applied, and
+//! Keys begin with a tag. `0 ‖ name` is state, `1 ‖ segment id` says that a segment was applied, and whose it is, and
 //! `2 ‖ chunk id ‖ pack id` is a place. A segment is marked after its places are there, so that a run that was cut
 //! off does the same work once more.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -21,10 +21,10 @@ use crate::error::{Error, Result};
 use crate::format::node::ChunkKind;
 use crate::format::pack::FrameEntry;
 use crate::format::segment::Segment;
-use crate::id::{ChunkId, PackId, RepositoryId, SegmentId};
+use crate::id::{ChunkId, PackId, RepositoryId, SegmentId, SessionId};
 
 /// To be raised whenever keys or values change: an index of another schema is built anew.
-const SCHEMA: u8 = 1;
+const SCHEMA: u8 = 2;
 const TAG_STATE: u8 = 0;
 const TAG_SEGMENT: u8 = 1;
 const TAG_CHUNK: u8 = 2;
@@ -106,8 +106,8 @@ impl RocksIndex {
         for (key, value) in entries {
             batch.put(key, value);
         }
-        for (id, _) in segments {
-            batch.put(segment_key(*id), []);
+        for (id, segment) in segments {
+            batch.put(segment_key(*id), segment.owner.as_bytes());
         }
         self.with("write", |db| db.write(batch))
     }
@@ -137,14 +137,16 @@ impl RocksIndex {
 }
 
 impl Index for RocksIndex {
-    fn applied(&self) -> Result<HashSet<SegmentId>> {
+    fn applied(&self) -> Result<HashMap<SegmentId, SessionId>> {
         self.with("read", |db| {
-            let mut found = HashSet::new();
+            let mut found = HashMap::new();
             let mut iterator = db.raw_iterator_opt(whole_range());
             iterator.seek([TAG_SEGMENT]);
             while let Some([TAG_SEGMENT, id @ ..]) = iterator.key() {
+                // one without an owner that can be read is nobody's, and begins the index anew
+                let owner = iterator.value().and_then(|owner| owner.try_into().ok()).unwrap_or_default();
                 if let Ok(id) = id.try_into() {
-                    found.insert(SegmentId::from_bytes(id));
+                    found.insert(SegmentId::from_bytes(id), SessionId::from_bytes(owner));
                 }
                 iterator.next();
             }

@@ -62,7 +62,7 @@ pub fn against_image(
 ) -> Result<Compared> {
     let disk = find(record, disk)?;
     let (mut source, ..) = open_image_input(input, monitor)?;
-    let (_, view) = repository.refresh(monitor)?;
+    let (_, view) = repository.refresh_to_read(monitor)?;
     let reader = ChunkReader::new(repository, &view);
     compare(repository, &reader, disk, source.as_mut(), &RangeSet::default(), monitor)
 }
@@ -88,7 +88,7 @@ pub fn against_domain(
     use crate::ops::backup::compare_request;
     use crate::source::domain::DiskMode;
 
-    let (catalog, view) = repository.refresh(monitor)?;
+    let (catalog, view) = repository.refresh_to_read(monitor)?;
     let _lock = repository.lock_domain(domain)?;
     let request = compare_request(repository, &catalog, &view, record, disk, domain);
     let mut live = hypervisor.begin(&request, monitor)?;

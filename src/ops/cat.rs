@@ -191,7 +191,7 @@ fn pack(repository: &Repository, id: PackId) -> Result<Value> {
 
 fn node(repository: &Repository, id: ChunkId, monitor: &dyn Monitor) -> Result<Value> {
     use crate::manifest::NodeReader;
-    let (_, view) = repository.refresh(monitor)?;
+    let (_, view) = repository.refresh_to_read(monitor)?;
     let reader = ChunkReader::new(repository, &view);
     let node = reader.read_node(id)?;
     Ok(match node.as_ref() {
@@ -216,7 +216,7 @@ fn leaf_entry(entry: &LeafEntry) -> Value {
 }
 
 fn chunk(repository: &Repository, id: ChunkId, monitor: &dyn Monitor) -> Result<Vec<u8>> {
-    let (_, view) = repository.refresh(monitor)?;
+    let (_, view) = repository.refresh_to_read(monitor)?;
     let reader = ChunkReader::new(repository, &view);
     let places = reader.locate(&[id])?.pop().unwrap_or_default();
     // the kind is part of what the id is made of

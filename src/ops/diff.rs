@@ -31,7 +31,7 @@ pub fn diff_points(
     disk: Option<&str>,
     monitor: &dyn Monitor,
 ) -> Result<Vec<DiskDiff>> {
-    let (_, view) = repository.refresh(monitor)?;
+    let (_, view) = repository.refresh_to_read(monitor)?;
     let reader = ChunkReader::new(repository, &view);
     let mut targets: Vec<&str> = a.disks.iter().chain(&b.disks).map(|disk| disk.target.as_str()).collect();
     targets.sort_unstable();
@@ -91,7 +91,7 @@ pub fn data_extents(
     monitor: &dyn Monitor,
     sink: &mut dyn FnMut(ByteRange) -> Result<()>,
 ) -> Result<()> {
-    let (_, view) = repository.refresh(monitor)?;
+    let (_, view) = repository.refresh_to_read(monitor)?;
     let reader = ChunkReader::new(repository, &view);
     let mut failed = None;
     let mut take = |range| {

@@ -62,7 +62,7 @@ pub struct FreedReport {
 /// # Errors
 /// [`Error::NotFound`] for a point that is none; a manifest that cannot be read; those of the storage.
 pub fn freed(repository: &Repository, chosen: &[PointId], monitor: &dyn Monitor) -> Result<FreedReport> {
-    let (catalog, view) = repository.refresh(monitor)?;
+    let (catalog, view) = repository.refresh_to_read(monitor)?;
     for id in chosen {
         if catalog.point(*id).is_none() {
             return Err(Error::NotFound { object: format!("point {id}") });

@@ -1,7 +1,7 @@
 //! Points whose outcome is lost. Each point keeps two copies of its record among the metadata: one that no outcome and no
 //! prune knows of tells of a point that was there.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
@@ -11,6 +11,7 @@ use crate::format::name::ObjectName;
 use crate::format::node::ChunkKind;
 use crate::format::point::PointRecord;
 use crate::id::{ChunkId, PointId, SessionId};
+use crate::index::{Location, locate};
 use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::Monitor;
 use crate::repo::catalog::Ended;
@@ -50,9 +51,9 @@ pub(super) fn find(
 ) -> Result<LostPoints> {
     let mut found: BTreeMap<PointId, LostPoint> = BTreeMap::new();
     let mut has_unreadable = false;
-    for id in unknown_copies(repository, catalog, monitor)? {
+    for (id, places) in unknown_copies(repository, catalog, monitor)? {
         monitor.check()?;
-        let Some(record) = read_record(reader, id)? else {
+        let Some(record) = read_record(reader, id, &places)? else {
             has_unreadable = true;
             continue;
         };
@@ -70,12 +71,13 @@ pub(super) fn find(
     Ok(LostPoints { points: found.into_values().collect(), has_unreadable })
 }
 
-/// Returns the ids of copies of records that belong to no point that there is.
+/// Returns the ids of copies of records that belong to no point that there is, and where segments say that they are: such a
+/// segment need not count, and the index does not have it then.
 fn unknown_copies(
     repository: &Repository,
     catalog: &Catalog,
     monitor: &dyn Monitor,
-) -> Result<HashSet<ChunkId>> {
+) -> Result<HashMap<ChunkId, Vec<Location>>> {
     let mut known = HashSet::new();
     for entry in catalog.points().iter().chain(catalog.forgotten()) {
         let object = || format!("the record of point {}", entry.record.id);
@@ -83,23 +85,27 @@ fn unknown_copies(
         let parts = copy.chunks(MAX_CHUNK_LEN as usize);
         known.extend(parts.map(|part| repository.hasher().chunk_id(ChunkKind::Point, part)));
     }
-    let mut unknown = HashSet::new();
+    let mut unknown: HashMap<ChunkId, Vec<Location>> = HashMap::new();
     for id in repository.segments()? {
         monitor.check()?;
         let segment = match repository.load_segment(id) {
             Ok(segment) => segment,
-            Err(Error::NotFound { .. } | Error::Malformed { .. }) => continue,
+            Err(Error::NotFound { .. }) => continue,
+            Err(error) if repository.is_of_object(&error) => continue,
             Err(error) => return Err(error),
         };
-        let copies = segment.chunks.iter().filter(|chunk| chunk.kind == ChunkKind::Point);
-        unknown.extend(copies.map(|chunk| chunk.id).filter(|id| !known.contains(id)));
+        for chunk in segment.chunks.iter().filter(|chunk| chunk.kind == ChunkKind::Point) {
+            if !known.contains(&chunk.id) {
+                unknown.entry(chunk.id).or_default().extend(locate(&segment, chunk));
+            }
+        }
     }
     Ok(unknown)
 }
 
 /// Reads a record from its copy. One of several parts, with an XML of more than a MiB, is not put together.
-fn read_record(reader: &ChunkReader<'_>, id: ChunkId) -> Result<Option<PointRecord>> {
-    let bytes = match reader.read(ChunkKind::Point, id) {
+fn read_record(reader: &ChunkReader<'_>, id: ChunkId, places: &[Location]) -> Result<Option<PointRecord>> {
+    let bytes = match reader.read_at(ChunkKind::Point, id, places) {
         Ok(bytes) => bytes,
         Err(error) if error.is_damage() || matches!(error, Error::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(error),
@@ -114,7 +120,7 @@ fn is_lost(repository: &Repository, session: SessionId) -> Result<bool> {
         Ok(_) => Ok(true),
         Err(Error::NotFound { .. }) => Ok(false),
         // whatever it is: it is there
-        Err(Error::Malformed { .. }) => Ok(true),
+        Err(error) if repository.is_of_object(&error) => Ok(true),
         Err(error) => Err(error),
     };
     let outcome = ObjectName::Outcome(session);

@@ -41,7 +41,7 @@ pub struct StatsReport {
 /// # Errors
 /// [`Error::NotFound`] for a point that is none; a manifest that cannot be read; those of the storage.
 pub fn stats(repository: &Repository, points: &[PointId], monitor: &dyn Monitor) -> Result<StatsReport> {
-    let (catalog, view) = repository.refresh(monitor)?;
+    let (catalog, view) = repository.refresh_to_read(monitor)?;
     let reader = ChunkReader::new(repository, &view);
     let mut report = StatsReport { points: points.len() as u64, ..StatsReport::default() };
     let mut seen = HashSet::new();

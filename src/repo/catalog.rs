@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::config::is_of_object;
 use crate::error::{Error, Result};
 use crate::format::envelope::ObjectKind;
 use crate::format::name::{Folder, ObjectName};
@@ -76,6 +77,11 @@ impl Catalog {
             let bytes = match storage.get(listed.name, ObjectKind::Outcome.max_object_len()) {
                 // a sweep deletes outcomes of points that were dropped
                 Err(Error::NotFound { .. }) => continue,
+                Err(error) if is_of_object(storage, &error) => {
+                    catalog.problem(listed.name, error.cause(), monitor);
+                    catalog.ended.insert(session, Ended::Unreadable);
+                    continue;
+                }
                 other => other?,
             };
             let ended = match Outcome::from_object(&bytes, repository) {
@@ -144,15 +150,32 @@ impl Catalog {
             }
             let bytes = match storage.get(listed.name, ObjectKind::Tombstone.max_object_len()) {
                 Err(Error::NotFound { .. }) => continue,
+                // shown again rather than lost
+                Err(error) if is_of_object(storage, &error) => {
+                    self.problem(listed.name, error.cause(), monitor);
+                    continue;
+                }
                 other => other?,
             };
             match Tombstone::from_object(&bytes, repository) {
                 Ok(tombstone) => drop(self.tombstones.insert(session, tombstone)),
-                // shown again rather than lost
                 Err(fault) => self.problem(listed.name, fault.to_string(), monitor),
             }
         }
         Ok(())
+    }
+
+    /// Returns true if the newest verify of any point has found that something of it is lost.
+    pub fn is_anything_lost(&self) -> bool {
+        let mut seen = HashSet::new();
+        self.verified.iter().rev().any(|(_, record)| {
+            let new =
+                |list: &[PointId]| list.iter().filter(|id| !seen.contains(*id)).copied().collect::<Vec<_>>();
+            let (damaged, sound) = (new(&record.damaged), new(&record.sound));
+            let is_lost = damaged.iter().any(|id| self.point(*id).is_some());
+            seen.extend(damaged.into_iter().chain(sound));
+            is_lost
+        })
     }
 
     /// Returns the points that were not forgotten, oldest first.

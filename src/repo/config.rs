@@ -91,7 +91,7 @@ impl Repository {
                 Ok(State::Other(Error::malformed(name, fault)))
             }
             Err(Error::NotFound { .. }) => Ok(State::Missing),
-            Err(error) if error.is_damage() => Ok(State::Damaged(error)),
+            Err(error) if self.is_of_object(&error) => Ok(State::Damaged(error)),
             Err(error) => Err(error),
         }
     }
@@ -168,8 +168,16 @@ impl Repository {
         }
     }
 
-    /// Returns true if the storage still gives something.
-    pub fn is_reachable(&self) -> bool {
-        NAMES.into_iter().any(|name| self.storage().len(name).is_ok())
+    /// As [`is_of_object`], for this repository's storage.
+    pub fn is_of_object(&self, error: &Error) -> bool {
+        is_of_object(self.storage(), error)
     }
+}
+
+/// Returns true if an object that was read is the reason for an error: it is not what it should be, or a part of the disk
+/// that it lies on cannot be read. A storage that gives nothing at all is another matter, and so is what this process may
+/// not do or has no room for.
+pub fn is_of_object(storage: &dyn Storage, error: &Error) -> bool {
+    let is_reachable = || NAMES.into_iter().any(|name| storage.len(name).is_ok());
+    error.is_damage() || (error.is_io() && !error.is_local() && is_reachable())
 }

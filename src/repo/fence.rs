@@ -39,7 +39,7 @@ impl Repository {
             let record = match self.storage().get(listed.name, ObjectKind::Session.max_object_len()) {
                 // it ended just now
                 Err(Error::NotFound { .. }) => continue,
-                Err(Error::Malformed { .. }) => None,
+                Err(error) if self.is_of_object(&error) => None,
                 other => SessionRecord::from_object(&other?, self.id()).ok(),
             };
             open.push(OpenSession { id, record });

@@ -25,8 +25,8 @@ pub struct Lost {
     pub nodes: bool,
 }
 
-/// Finds what of a map is lost, as far as is recorded. Costs a walk of the map, but nothing while no damage is
-/// recorded at all.
+/// Finds what of a map is lost, as far as is known. Costs a walk of the map, but nothing while no damage is recorded and
+/// no verify has found a point to be damaged.
 ///
 /// # Errors
 /// Those of the storage; [`Error::Cancelled`].
@@ -36,7 +36,7 @@ pub fn find_lost(
     manifest: &Manifest,
     monitor: &dyn Monitor,
 ) -> Result<Lost> {
-    if !reader.view().has_damage() {
+    if !reader.view().has_lost() {
         return Ok(Lost::default());
     }
     let mut finder = Finder { reader, monitor, pending: Vec::new(), ranges: Vec::new(), nodes: false };

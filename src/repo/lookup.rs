@@ -48,9 +48,32 @@ impl Repository {
     /// # Errors
     /// A failed listing or read of the storage; never the local index.
     pub fn refresh(&self, monitor: &dyn Monitor) -> Result<(Catalog, View)> {
+        self.look(&mut |_, error| Err(error), monitor)
+    }
+
+    /// As [`Repository::refresh`], for those who store nothing: a mark that cannot be read does not concern them.
+    ///
+    /// # Errors
+    /// A failed listing or read of the storage; never the local index.
+    pub fn refresh_to_read(&self, monitor: &dyn Monitor) -> Result<(Catalog, View)> {
+        let mut pass_over = |name, error: Error| match self.is_of_object(&error) {
+            true => {
+                monitor.warn(&format!("{name} cannot be read: {}; the next prune clears it", error.cause()));
+                Ok(())
+            }
+            false => Err(error),
+        };
+        self.look(&mut pass_over, monitor)
+    }
+
+    fn look(
+        &self,
+        refuse: &mut dyn FnMut(ObjectName, Error) -> Result<()>,
+        monitor: &dyn Monitor,
+    ) -> Result<(Catalog, View)> {
         let marks_first = !self.breaks(Rule::MarksBeforeSegments);
-        let marks = || {
-            let mut marks = Marks::load(self.storage(), self.id())?;
+        let mut marks = || {
+            let mut marks = Marks::load_or(self.storage(), self.id(), refuse)?;
             if self.breaks(Rule::HeedMarkedBases) {
                 marks.points.clear();
             }
@@ -63,6 +86,7 @@ impl Repository {
         if !marks_first {
             view.set_marks(marks()?);
         }
+        view.set_lost(catalog.is_anything_lost());
         Ok((catalog, view))
     }
 
@@ -93,14 +117,16 @@ impl Repository {
                 Ok(segment) if catalog.ended(segment.owner) == Some(Ended::Committed) => Ok(Some(segment)),
                 Ok(segment) if self.breaks(Rule::SegmentsNeedOutcomes) => Ok(Some(segment)),
                 Ok(_) | Err(Error::NotFound { .. }) => Ok(None),
-                Err(error @ Error::Malformed { .. }) => {
-                    monitor.warn(&format!("{error}; what it lists is stored again where needed"));
+                Err(error) if self.is_of_object(&error) => {
+                    monitor.warn(&format!("{}; what it lists is stored again where needed", error.cause()));
                     Ok(None)
                 }
                 Err(error) => Err(error),
             }
         };
-        index::synchronize(index, listed, &mut load, monitor)
+        let breaks = self.breaks(Rule::SegmentsNeedOutcomes);
+        let counts = |owner| breaks || catalog.ended(owner) == Some(Ended::Committed);
+        index::synchronize(index, listed, &counts, &mut load, monitor)
     }
 
     /// Returns the ids of all segments that the storage lists.
@@ -167,27 +193,45 @@ impl Repository {
                     spoken_of.extend(segment.packs.iter().map(|pack| pack.id));
                     index.apply(&[(id, segment)])?;
                 }
-                Err(Error::Malformed { .. } | Error::NotFound { .. }) => {}
+                Err(Error::NotFound { .. }) => {}
+                Err(error) if self.is_of_object(&error) => {}
                 Err(error) => return Err(error),
             }
         }
-        for listed in self.storage().list(Folder::Packs)? {
+        let listed = self.storage().list(Folder::Packs)?;
+        let packs = listed.iter().filter_map(|listed| match listed.name {
+            ObjectName::Pack(id) if !spoken_of.contains(&id) => Some((id, listed.len)),
+            _ => None,
+        });
+        self.index_tables(&index, packs, monitor)?;
+        Ok(index)
+    }
+
+    /// Adds what packs of the given lengths, in bytes, say of themselves to an index that is not kept. One that cannot be
+    /// read is left out.
+    ///
+    /// # Errors
+    /// A storage that fails for a reason other than a bad object; [`Error::Cancelled`].
+    pub fn index_tables(
+        &self,
+        index: &MemoryIndex,
+        packs: impl Iterator<Item = (PackId, u64)>,
+        monitor: &dyn Monitor,
+    ) -> Result<()> {
+        for (id, len) in packs {
             monitor.check()?;
-            let ObjectName::Pack(id) = listed.name else { continue };
-            if spoken_of.contains(&id) {
-                continue;
-            }
-            match self.read_pack_table(id, listed.len) {
+            match self.read_pack_table(id, len) {
                 Ok((header, table)) => {
                     // any id will do: this index is not kept
-                    let segment = segment_of_pack(id, listed.len, &header, &table);
+                    let segment = segment_of_pack(id, len, &header, &table);
                     index.apply(&[(SegmentId::from_bytes(*id.as_bytes()), segment)])?;
                 }
-                Err(Error::Malformed { .. } | Error::NotFound { .. }) => {}
+                Err(Error::NotFound { .. }) => {}
+                Err(error) if self.is_of_object(&error) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(index)
+        Ok(())
     }
 
     /// Reads header and table of a pack of `len` bytes.

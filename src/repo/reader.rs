@@ -335,7 +335,11 @@ impl<'a> ChunkReader<'a> {
                 Err(error) => first_fault = first_fault.or_else(|| fault_of_place(error)),
             }
         }
-        Err(first_fault.unwrap_or(Error::MissingChunk { id, wanted_by: format!("{kind:?}").to_lowercase() }))
+        let missing = || Error::MissingChunk { id, wanted_by: format!("{kind:?}").to_lowercase() };
+        let fault = first_fault.unwrap_or_else(missing);
+        // where the disk below cannot be read, the content is lost as if it were changed
+        let is_unreadable = fault.is_io() && self.repository.is_of_object(&fault);
+        Err(if is_unreadable { Error::Damaged(fault.cause()) } else { fault })
     }
 
     fn last_resort(&self) -> Result<&MemoryIndex> {

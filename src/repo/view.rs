@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::config::is_of_object;
 use crate::error::{Error, Result};
 use crate::format::envelope::ObjectKind;
 use crate::format::name::{Folder, ObjectName};
@@ -30,17 +31,29 @@ impl Marks {
     /// # Errors
     /// A failed listing or read; a mark that cannot be decoded, since what it names may be deleted any moment.
     pub fn load(storage: &dyn Storage, repository: RepositoryId) -> Result<Self> {
+        Self::load_or(storage, repository, &mut |_, error| Err(error))
+    }
+
+    /// As [`Marks::load`]; `refuse` says whether one that cannot be read is passed over.
+    pub(super) fn load_or(
+        storage: &dyn Storage,
+        repository: RepositoryId,
+        refuse: &mut dyn FnMut(ObjectName, Error) -> Result<()>,
+    ) -> Result<Self> {
         let mut marks = Self::default();
         for listed in storage.list(Folder::Marks)? {
-            let bytes = match storage.get(listed.name, ObjectKind::Mark.max_object_len()) {
+            let read = storage.get(listed.name, ObjectKind::Mark.max_object_len()).and_then(|bytes| {
+                Mark::from_object(&bytes, repository).map_err(|fault| Error::malformed(listed.name, fault))
+            });
+            match read {
+                Ok(mark) => {
+                    marks.packs.extend(mark.packs);
+                    marks.points.extend(mark.points);
+                }
                 // that prune is over
-                Err(Error::NotFound { .. }) => continue,
-                other => other?,
-            };
-            let mark = Mark::from_object(&bytes, repository)
-                .map_err(|fault| Error::malformed(listed.name, fault))?;
-            marks.packs.extend(mark.packs);
-            marks.points.extend(mark.points);
+                Err(Error::NotFound { .. }) => {}
+                Err(error) => refuse(listed.name, error)?,
+            }
         }
         Ok(marks)
     }
@@ -52,6 +65,8 @@ pub struct View {
     packs: HashMap<PackId, u64>,
     marks: Marks,
     bad: HashMap<PackId, Bad>,
+    /// A verify has found that something is lost, whether or not there is a pack to record that of.
+    is_anything_lost: bool,
 }
 
 impl View {
@@ -66,6 +81,7 @@ impl View {
             let ObjectName::Damage(pack, _) = listed.name else { continue };
             let bytes = match storage.get(listed.name, ObjectKind::Damage.max_object_len()) {
                 Err(Error::NotFound { .. }) => continue,
+                Err(error) if is_of_object(storage, &error) => Vec::new(),
                 other => other?,
             };
             let chunks = match Damage::from_object(&bytes, repository) {
@@ -85,7 +101,11 @@ impl View {
                 packs.insert(id, listed.len);
             }
         }
-        Ok(Self { packs, marks, bad })
+        Ok(Self { packs, marks, bad, is_anything_lost: false })
+    }
+
+    pub(super) fn set_lost(&mut self, is_anything_lost: bool) {
+        self.is_anything_lost = is_anything_lost;
     }
 
     pub(super) fn set_marks(&mut self, marks: Marks) {
@@ -110,6 +130,11 @@ impl View {
     /// Returns true if anything is recorded as damaged.
     pub fn has_damage(&self) -> bool {
         !self.bad.is_empty()
+    }
+
+    /// Returns true if anything is recorded as damaged or is known to be lost.
+    pub fn has_lost(&self) -> bool {
+        self.has_damage() || self.is_anything_lost
     }
 
     /// Returns the packs of which something is recorded as damaged.

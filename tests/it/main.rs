@@ -15,6 +15,7 @@ mod hostile_bytes;
 mod hostile_repository;
 mod house;
 mod killed;
+mod mending;
 mod mutate;
 mod order_of_writes;
 mod power_cut;

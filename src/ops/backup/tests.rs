@@ -342,7 +342,9 @@ impl World {
             level: plan.level,
             contents: contents.collect(),
         });
-        let unasked = |text: &&String| !text.contains("the map of its last point");
+        // a fault that a test has made is said and passed over where that harms nothing
+        let unasked =
+            |text: &&String| !text.contains("the map of its last point") && !text.contains("injected");
         assert_eq!(monitor.warnings().iter().filter(unasked).count(), 0, "{:?}", monitor.warnings());
         Ok(report)
     }

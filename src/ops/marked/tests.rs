@@ -98,8 +98,7 @@ fn prune_that_sees_no_session(forgotten: usize, rule: Option<Rule>) -> (u64, Res
         assert_eq!(pruned.dropped_points.len(), forgotten);
         made
     });
-    let made = made.unwrap();
-    let read = world.try_reads();
+    let (made, read) = (made.unwrap(), world.try_reads());
     if read.is_ok() {
         // it took the backup's first packs for a killed session's: its segments speak of packs that are gone
         let options = VerifyOptions { level: VerifyLevel::Data, ..VerifyOptions::default() };

@@ -27,6 +27,7 @@ use crate::format::point::PointRecord;
 use crate::format::segment::Segment;
 use crate::format::session::{Mark, Outcome, SessionKind};
 use crate::id::{ChunkId, PackId, PointId, SegmentId};
+use crate::index::locate;
 use crate::monitor::Monitor;
 use crate::ops::lost_points;
 use crate::repo::reader::ChunkReader;
@@ -141,7 +142,8 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
     if options.dry_run {
         let (catalog, view) = repository.refresh(monitor)?;
         sweep::note_decided(repository, monitor)?;
-        let chosen = choose_all(repository, &catalog, &view, options, monitor)?;
+        let (chosen, live) = choose_all(repository, &catalog, &view, options, monitor)?;
+        refuse_missing(repository, &catalog, &view, live, monitor)?;
         return Ok(chosen.report(true));
     }
     let session = Session::begin(repository, SessionKind::Prune)?;
@@ -153,7 +155,7 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
     let leftovers = repository.storage().leftovers()?;
     sweep::clear_marks(repository, session.id(), monitor).context(|| "while ending an earlier prune")?;
     let (catalog, view) = repository.refresh(monitor)?;
-    let chosen =
+    let (chosen, _) =
         choose_all(repository, &catalog, &view, options, monitor).map_err(|error| session.cause_of(error))?;
     if chosen.is_nothing() {
         if repository.open_sessions()?.iter().all(|other| other.id == session.id()) {
@@ -286,7 +288,7 @@ fn choose_all(
     view: &View,
     options: &PruneOptions,
     monitor: &dyn Monitor,
-) -> Result<Chosen> {
+) -> Result<(Chosen, Live)> {
     refuse_unreadable(catalog)?;
     let reader = ChunkReader::new(repository, view);
     refuse_lost(repository, catalog, &reader, monitor)?;
@@ -305,6 +307,7 @@ fn choose_all(
         Ok(())
     })?;
     refuse_unknown(&spare.unreadable, &uses.keys().copied().collect(), view)?;
+    refuse_unlisted(live.missing())?;
     for id in view.damaged_packs() {
         // what is left of it is written anew, and the record of its damage goes with it
         uses.entry(id).and_modify(|pack| pack.is_damaged = true);
@@ -326,13 +329,61 @@ fn choose_all(
         max_repack: options.max_repack_bytes,
         pack_target_len: repository.config().pack_target_len,
     };
-    Ok(Chosen {
+    let chosen = Chosen {
         plan: choose(uses.into_values().collect(), bounds),
         drop,
         merge,
         live_chunks: live.len(),
         stored_before: view.packs().values().sum(),
-    })
+    };
+    Ok((chosen, live))
+}
+
+/// What no segment lists that counts is nowhere as far as a plan goes, even if its pack is there.
+fn refuse_unlisted(missing: usize) -> Result<()> {
+    match missing {
+        0 => Ok(()),
+        count => Err(Error::Damaged(format!(
+            "{count} chunks that points need are in no pack that a segment lists; nothing is deleted before `vmkeep repair \
+             index` or, if that does not find them, `vmkeep repair points`"
+        ))),
+    }
+}
+
+/// Finds out for a dry run what the prune itself would meet when it writes packs anew: that something cannot be had from
+/// anywhere.
+fn refuse_missing(
+    repository: &Repository,
+    catalog: &Catalog,
+    view: &View,
+    mut live: Live,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    if !view.has_lost() {
+        return Ok(());
+    }
+    let reader = ChunkReader::new(repository, view);
+    live.recount();
+    // what is recorded as damaged may be readable again, as the prune would find
+    for reads in [false, true] {
+        if reads && live.missing() == 0 {
+            break;
+        }
+        for_each_segment(repository, catalog, monitor, &mut |_, segment| {
+            for chunk in &segment.chunks {
+                let Some(place) = locate(segment, chunk) else { continue };
+                let is_there = match reads {
+                    false => view.is_good(&chunk.id, &place),
+                    true => live.lacks(&chunk.id) && reader.read_at(chunk.kind, chunk.id, &[place]).is_ok(),
+                };
+                if is_there {
+                    live.found(&chunk.id);
+                }
+            }
+            Ok(())
+        })?;
+    }
+    rewrite::refuse_missing(&live)
 }
 
 fn is_prune(record: Option<&crate::format::session::SessionRecord>) -> bool {

@@ -12,7 +12,7 @@ use crate::format::node::ChunkKind;
 use crate::format::point::PointRecord;
 use crate::format::segment::{Segment, SegmentChunk, SegmentPack};
 use crate::id::{ChunkId, PackId, PointId, SegmentId, SessionId};
-use crate::index::Location;
+use crate::index::{Location, locate};
 use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::{Monitor, TaskId};
 use crate::repo::reader::ChunkReader;
@@ -82,11 +82,8 @@ pub(super) fn rewrite(
         repack.all(scope.kept)
     })?;
     monitor.finish(task);
-    let missing = live.missing();
-    if missing > 0 && !repository.breaks(Rule::StopIfMissing) {
-        return Err(Error::Damaged(format!(
-            "{missing} chunks that points need are in no pack; nothing was deleted"
-        )));
+    if !repository.breaks(Rule::StopIfMissing) {
+        refuse_missing(&live)?;
     }
     let number = u32::try_from(written.segments.len()).unwrap_or(u32::MAX);
     let mut survivors = Survivors::new(repository, session.id(), number);
@@ -104,10 +101,17 @@ pub(super) fn rewrite(
     Ok(Rewritten { bytes: written.data_bytes + written.metadata_bytes + survivors.bytes, replaced })
 }
 
-/// Returns where a chunk of a segment is.
-fn location(pack: &SegmentPack, chunk: &SegmentChunk) -> Option<Location> {
-    let frame = *pack.frames.get(chunk.frame as usize)?;
-    Some(Location { pack: pack.id, frame, kind: chunk.kind, offset: chunk.offset, len: chunk.len })
+/// Refuses to go on if anything that points need was not found.
+///
+/// # Errors
+/// [`Error::Damaged`]
+pub(super) fn refuse_missing(live: &Live) -> Result<()> {
+    match live.missing() {
+        0 => Ok(()),
+        missing => Err(Error::Damaged(format!(
+            "{missing} chunks that points need are in no pack; nothing was deleted"
+        ))),
+    }
 }
 
 /// Notes the good copies of live chunks in packs that stay: `is_usable` leaves out what is marked or bad. A pack that two
@@ -118,8 +122,7 @@ fn note_what_stays(segment: &Segment, scope: &Scope<'_>, seen: &mut HashSet<Pack
         if new.get(chunk.pack as usize) != Some(&true) {
             continue;
         }
-        let Some(pack) = segment.packs.get(chunk.pack as usize) else { continue };
-        let usable = location(pack, chunk).is_some_and(|place| scope.view.is_usable(&chunk.id, &place));
+        let usable = locate(segment, chunk).is_some_and(|place| scope.view.is_usable(&chunk.id, &place));
         if usable {
             live.found(&chunk.id);
         }

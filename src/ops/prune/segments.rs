@@ -50,7 +50,7 @@ pub(super) fn for_each_segment(
                 // it is not known what became of it
                 Some(Ended::Unreadable) => {}
             },
-            Err(Error::Malformed { .. }) => spare.unreadable.push(id),
+            Err(error) if repository.is_of_object(&error) => spare.unreadable.push(id),
             Err(error) => return Err(error),
         }
     }

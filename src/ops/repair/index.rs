@@ -52,7 +52,7 @@ pub fn repair_index(repository: &Repository, dry_run: bool, monitor: &dyn Monito
                 listed.extend(segment.packs.iter().map(|pack| pack.id));
             }
             Ok(_) | Err(Error::NotFound { .. }) => {}
-            Err(Error::Malformed { .. }) => report.unreadable_segments += 1,
+            Err(error) if repository.is_of_object(&error) => report.unreadable_segments += 1,
             Err(error) => return Err(error),
         }
     }
@@ -67,8 +67,8 @@ pub fn repair_index(repository: &Repository, dry_run: bool, monitor: &dyn Monito
                 report.packs += 1;
                 report.chunks += chunks;
             }
-            Err(error) if error.is_damage() => {
-                report.skipped.push((ObjectName::Pack(id).to_string(), error.to_string()));
+            Err(error) if repository.is_of_object(&error) => {
+                report.skipped.push((ObjectName::Pack(id).to_string(), error.cause()));
             }
             // a prune has deleted it
             Err(Error::NotFound { .. }) => {}

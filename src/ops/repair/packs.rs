@@ -182,7 +182,7 @@ impl Recovery<'_, '_> {
     }
 
     fn ask_repository(&mut self, other: &Repository) -> Result<u64> {
-        let (_, view) = other.refresh(self.monitor)?;
+        let (_, view) = other.refresh_to_read(self.monitor)?;
         let reader = ChunkReader::new(other, &view);
         // what a point record says is this repository's own
         self.read_copies(&reader)

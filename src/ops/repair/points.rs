@@ -12,11 +12,13 @@ use crate::format::name::{Folder, ObjectName};
 use crate::format::node::{ChunkKind, LeafEntry};
 use crate::format::point::{DiskRecord, FileRecord, Manifest, PointRecord, PointStats};
 use crate::format::session::{Outcome, SessionKind};
-use crate::id::{ChunkId, PointId, SessionId};
+use crate::id::{ChunkId, PackId, PointId, SessionId};
+
 use crate::manifest::{EntryRef, NodeAt, TreeWriter, Visitor, walk};
 use crate::monitor::Monitor;
 use crate::ops::lost_points::{self, LostPoint, LostPoints};
 use crate::ops::marked::check_marks;
+use crate::repo::catalog::Ended;
 use crate::repo::heal::find_lost;
 use crate::repo::reader::ChunkReader;
 use crate::repo::rules::Rule;
@@ -53,6 +55,9 @@ pub struct PointsReport {
     /// Outcomes that could not be read, made no point and are aborts now, and tombstones that could not be read and were
     /// removed.
     pub removed: Vec<String>,
+    /// Outcomes that cannot be read and may have made a point: packs are listed by their session alone, or something else
+    /// cannot be read that may tell. `repair index` lists such packs anew.
+    pub left: Vec<String>,
     pub dry_run: bool,
 }
 
@@ -64,8 +69,7 @@ pub struct PointsReport {
 pub fn repair_points(repository: &Repository, dry_run: bool, monitor: &dyn Monitor) -> Result<PointsReport> {
     // registered before anything is looked at: a prune that begins now waits
     let session = if dry_run { None } else { Some(Session::begin(repository, SessionKind::Repair)?) };
-    let mut report =
-        PointsReport { points: Vec::new(), brought_back: Vec::new(), removed: Vec::new(), dry_run };
+    let mut report = PointsReport { dry_run, ..PointsReport::default() };
     let (catalog, view) = repository.refresh(monitor)?;
     let reader = ChunkReader::new(repository, &view);
     let lost = lost_points::find(repository, &catalog, &reader, monitor)?;
@@ -75,8 +79,11 @@ pub fn repair_points(repository: &Repository, dry_run: bool, monitor: &dyn Monit
             bring_back(repository, lost, &view)?;
         }
     }
-    let unreadable = made_no_point(repository, &catalog, &lost, monitor)?;
+    let (unreadable, left) = made_no_point(repository, &catalog, &view, &lost, monitor)?;
     report.removed = unreadable.iter().map(ToString::to_string).collect();
+    let is_back =
+        |name: &ObjectName| report.brought_back.iter().any(|id| ObjectName::Outcome((*id).into()) == *name);
+    report.left = left.iter().filter(|name| !is_back(name)).map(ToString::to_string).collect();
     if let Some(session) = &session {
         put_away(repository, session, &unreadable)?;
     }
@@ -134,44 +141,55 @@ fn bring_back(repository: &Repository, lost: &LostPoint, view: &View) -> Result<
     }
 }
 
-/// Returns the tombstones that cannot be read, and the outcomes that cannot be read and cannot have made a point, because
-/// nothing in the repository was stored by their session: they keep every prune from deleting anything.
+/// Returns the tombstones that cannot be read, and the outcomes that cannot be read and cannot have made a point: nothing in
+/// the repository was stored by their session but what others list, too, as after `repair index`. They keep every prune
+/// from deleting anything. Returns besides how many outcomes may have made one.
 fn made_no_point(
     repository: &Repository,
     catalog: &Catalog,
+    view: &View,
     lost: &LostPoints,
     monitor: &dyn Monitor,
-) -> Result<Vec<ObjectName>> {
+) -> Result<(Vec<ObjectName>, Vec<ObjectName>)> {
     let is_kept = |name: &ObjectName| matches!(name, ObjectName::Outcome(_) | ObjectName::Tombstone(_));
-    let mut names: Vec<ObjectName> =
-        catalog.problems().iter().map(|(name, _)| *name).filter(is_kept).collect();
+    let names: Vec<ObjectName> = catalog.problems().iter().map(|(name, _)| *name).filter(is_kept).collect();
     if names.is_empty() {
-        return Ok(names);
+        return Ok((names, Vec::new()));
     }
     // a prune may have taken over what a point's session stored: then the copy of the record alone tells of it
     let mut owners: HashSet<SessionId> =
         lost.points.iter().map(|lost| SessionId::from(lost.record.id)).collect();
+    let mut listed: HashSet<PackId> = HashSet::new();
+    let mut others: Vec<(SessionId, Vec<PackId>)> = Vec::new();
+    let mut has_unreadable = lost.has_unreadable;
     for id in repository.segments()? {
         monitor.check()?;
         match repository.load_segment(id) {
-            Ok(segment) => drop(owners.insert(segment.owner)),
+            Ok(segment) => {
+                let packs = segment.packs.iter().map(|pack| pack.id);
+                match catalog.ended(segment.owner) {
+                    Some(Ended::Committed) => listed.extend(packs),
+                    _ => others.push((segment.owner, packs.collect())),
+                }
+            }
             Err(Error::NotFound { .. }) => {}
             // it may be of any of them
-            Err(Error::Malformed { .. }) => return Ok(Vec::new()),
+            Err(error) if repository.is_of_object(&error) => has_unreadable = true,
             Err(error) => return Err(error),
         }
     }
+    let is_needed = |pack: &PackId| view.packs().contains_key(pack) && !listed.contains(pack);
+    owners.extend(others.iter().filter(|(_, packs)| packs.iter().any(is_needed)).map(|(owner, _)| *owner));
     // a sweep whose mark is there may not be carried out yet
     let marks = repository.storage().list(Folder::Marks)?;
     owners.extend(marks.iter().filter_map(|listed| match listed.name {
         ObjectName::Mark(session) => Some(session),
         _ => None,
     }));
-    names.retain(|name| match name {
-        ObjectName::Outcome(session) => !lost.has_unreadable && !owners.contains(session),
+    Ok(names.into_iter().partition(|name| match name {
+        ObjectName::Outcome(session) => !has_unreadable && !owners.contains(session),
         _ => true,
-    });
-    Ok(names)
+    }))
 }
 
 /// Puts an abort in the place of outcomes, and removes tombstones: their points are shown again. A hold or a verification is

@@ -98,7 +98,7 @@ pub fn restore(
 ) -> Result<RestoreReport> {
     let jobs = plan(record, options)?;
     let mut report = RestoreReport { dry_run: options.dry_run, ..RestoreReport::default() };
-    let (_, view) = repository.refresh(monitor)?;
+    let (_, view) = repository.refresh_to_read(monitor)?;
     let reader = ChunkReader::new(repository, &view);
     if let (RestoreOutput::Directory(dir), false) = (&options.output, options.dry_run) {
         std::fs::create_dir_all(dir).map_err(|source| Error::io("create", dir.display(), source))?;

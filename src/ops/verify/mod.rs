@@ -10,8 +10,8 @@
 //! content heals the points that need them. Nothing is ever deleted.
 //!
 //! A pack that no such segment lists is counted and not read. It is the work of a session that runs, or what a killed one
-//! left and a prune deletes: no point needs it. If it is what a lost segment listed, points miss its chunks, which is
-//! found, and `repair index` reads it before it lists it again.
+//! left and a prune deletes: no point needs it. If it is what a lost segment listed, points miss its chunks: those are read
+//! and the pack is named, for `repair index` to list it again.
 
 mod packs;
 mod points;
@@ -186,7 +186,7 @@ pub fn verify(
 type Verified = (VerifyReport, Bad, View, Vec<PointId>);
 
 fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn Monitor) -> Result<Verified> {
-    let (catalog, view) = repository.refresh(monitor)?;
+    let (catalog, view) = repository.refresh_to_read(monitor)?;
     let all = chosen_points(&catalog, &options.points)?;
     let points: Vec<&PointEntry> =
         all.iter().copied().filter(|entry| is_due(&catalog, entry, options)).collect();
@@ -227,7 +227,7 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
             }
         }
     }
-    points::verify_points(repository, &reader, &points, &bad, monitor, &mut findings, &mut report)?;
+    points::verify_points(&scope, &reader, &points, &bad, monitor, &mut findings, &mut report)?;
     if options.level == VerifyLevel::Restore {
         restored::restore_points(repository, &reader, &points, monitor, &mut findings, &mut report)?;
     }
@@ -310,8 +310,8 @@ fn load_counted(scope: &Scope<'_>, id: SegmentId, findings: &mut Findings) -> Re
         Ok(segment) if scope.catalog.ended(segment.owner) == Some(Ended::Committed) => Ok(Some(segment)),
         // deleted by a prune since it was listed
         Ok(_) | Err(Error::NotFound { .. }) => Ok(None),
-        Err(error @ Error::Malformed { .. }) => {
-            findings.at(ObjectName::Segment(id).to_string(), &error.to_string());
+        Err(error) if scope.repository.is_of_object(&error) => {
+            findings.at(ObjectName::Segment(id).to_string(), &error.cause());
             Ok(None)
         }
         Err(error) => Err(error),
@@ -336,7 +336,7 @@ fn check_pack_list(
     findings: &mut Findings,
     report: &mut VerifyReport,
 ) {
-    for pack in &segment.packs {
+    for (no, pack) in segment.packs.iter().enumerate() {
         bad.listed.insert(pack.id);
         let len = scope.view.packs().get(&pack.id);
         // one that is missing is in no sample, and is noticed all the same
@@ -352,10 +352,20 @@ fn check_pack_list(
             Some(len) if *len != pack.stored_len => {
                 let problem = format!("the pack has {len} bytes, its segment says {}", pack.stored_len);
                 findings.at_pack(pack.id, &problem);
+                bad.chunks.extend(cut_off(segment, no, *len));
             }
             Some(_) => {}
         }
     }
+}
+
+/// Returns the chunks that stood behind the end of a pack which has only `len` bytes.
+fn cut_off(segment: &Segment, pack: usize, len: u64) -> impl Iterator<Item = (PackId, ChunkId)> {
+    segment.chunks.iter().filter(move |chunk| chunk.pack as usize == pack).filter_map(move |chunk| {
+        let pack = segment.packs.get(pack)?;
+        let frame = pack.frames.get(chunk.frame as usize)?;
+        (frame.end() > len).then_some((pack.id, chunk.id))
+    })
 }
 
 /// Lists every folder, so that one that cannot be listed is noticed, and looks at objects that nothing else reads.

@@ -140,14 +140,9 @@ fn verify_pack(
     match repository.storage().get_into(name, MAX_PACK_LEN, bytes) {
         Ok(()) => {}
         Err(Error::Cancelled) => return Err(Error::Cancelled),
-        // one pack that cannot be read is damage; a storage that cannot be reached is not
-        Err(error @ Error::Io { .. }) if !repository.is_reachable() => {
-            return Err(error);
-        }
-        // nor is what this process may not do, or has no room for
-        Err(error) if error.is_local() => return Err(error),
+        Err(error) if error.is_io() && !repository.is_of_object(&error) => return Err(error),
         Err(error) => {
-            verdict.problem = Some(describe(&error));
+            verdict.problem = Some(error.cause());
             verdict.all_bad = true;
             verdict.bad_chunks = chunks.iter().map(|chunk| chunk.id).collect();
             return Ok(verdict);
@@ -197,14 +192,4 @@ fn open_frame(pack: &[u8], entry: &FrameEntry, plain: &mut Vec<u8>) -> Option<()
     let start = entry.offset as usize;
     let end = usize::try_from(entry.end()).ok()?;
     chunk::open_frame_into(pack.get(start..end)?, entry, plain).ok()
-}
-
-fn describe(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

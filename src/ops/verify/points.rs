@@ -1,15 +1,16 @@
 //! Walking the manifests of points: is everything there that a restore needs?
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 
-use super::{Bad, Findings, VerifyReport};
+use super::{Bad, Findings, Scope, VerifyLevel, VerifyReport};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::name::ObjectName;
 use crate::format::node::ChunkKind;
 use crate::format::point::{Manifest, PointRecord};
 use crate::id::{ChunkId, PackId, PointId};
-use crate::index::Location;
+use crate::index::{Index, Location, MemoryIndex};
 use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::Monitor;
 use crate::ops::{Affected, Finding};
@@ -20,6 +21,9 @@ use crate::repo::{PointEntry, Repository};
 /// Entries that are looked up together.
 const BATCH_ENTRIES: usize = 1024;
 
+/// What is wrong with a pack whose segment was lost.
+const UNLISTED: &str = "no segment lists it: restores find what it has, backups and prunes do not; `vmkeep repair index` lists it anew";
+
 /// Returns the maps of a point with the names of what they map.
 pub(super) fn maps(record: &PointRecord) -> impl Iterator<Item = (&str, &Manifest)> {
     let disks = record.disks.iter().map(|disk| (disk.target.as_str(), &disk.manifest));
@@ -29,7 +33,7 @@ pub(super) fn maps(record: &PointRecord) -> impl Iterator<Item = (&str, &Manifes
 /// Walks every point; a subtree that several points share is walked once, unless something is wrong in it:
 /// then each point that it affects is named.
 pub(super) fn verify_points(
-    repository: &Repository,
+    scope: &Scope<'_>,
     reader: &ChunkReader<'_>,
     points: &[&PointEntry],
     bad: &Bad,
@@ -38,12 +42,15 @@ pub(super) fn verify_points(
     report: &mut VerifyReport,
 ) -> Result<()> {
     let mut clean = HashSet::new();
+    let unlisted = OnceCell::new();
     let task = monitor.start("points", 0);
     for entry in points {
         for (name, manifest) in maps(&entry.record) {
             let mut walker = Walker {
                 reader,
                 bad,
+                scope,
+                unlisted: &unlisted,
                 monitor,
                 findings: &mut *findings,
                 clean: &mut clean,
@@ -55,7 +62,7 @@ pub(super) fn verify_points(
                 domain: &entry.record.domain,
                 disk: name,
             };
-            let walked = walk(repository.geometry(), manifest, reader, &mut walker);
+            let walked = walk(scope.repository.geometry(), manifest, reader, &mut walker);
             let walked = walked.and_then(|()| walker.settle(0));
             report.chunks += walker.chunks;
             match walked {
@@ -97,6 +104,9 @@ pub(super) fn add_range(finding: &mut Finding, point: PointId, domain: &str, dis
 struct Walker<'a, 'r> {
     reader: &'a ChunkReader<'r>,
     bad: &'a Bad,
+    scope: &'a Scope<'a>,
+    /// Made when it is needed.
+    unlisted: &'a OnceCell<MemoryIndex>,
     monitor: &'a dyn Monitor,
     findings: &'a mut Findings,
     /// Nodes below which everything was found in order.
@@ -134,13 +144,19 @@ impl Walker<'_, '_> {
             let good = |place: &&Location| {
                 place.kind == ChunkKind::Data
                     && u64::from(place.len) >= end
+                    && self.bad.listed.contains(&place.pack)
                     && !self.bad.has(self.reader.view(), place.pack, id)
             };
             if places.iter().find(good).is_some() {
                 continue;
             }
             self.faults += 1;
-            let known_place = match places.first() {
+            if self.is_unlisted(ChunkKind::Data, id, end)? {
+                continue;
+            }
+            // the index may remember a segment that cannot be read any more
+            let listed = places.iter().find(|place| self.bad.listed.contains(&place.pack));
+            let known_place = match listed {
                 Some(place) => Some(place.pack),
                 None => self.reader.hinted_pack(id)?,
             };
@@ -156,18 +172,59 @@ impl Walker<'_, '_> {
         Ok(())
     }
 
+    /// Returns an index of the packs that no segment lists which counts, made of their own tables.
+    fn unlisted(&self) -> Result<&MemoryIndex> {
+        if let Some(index) = self.unlisted.get() {
+            return Ok(index);
+        }
+        let index = MemoryIndex::default();
+        let packs = self.reader.view().packs().iter().map(|(id, len)| (*id, *len));
+        let packs = packs.filter(|(id, _)| !self.bad.listed.contains(id));
+        self.scope.repository.index_tables(&index, packs, self.monitor)?;
+        Ok(self.unlisted.get_or_init(|| index))
+    }
+
+    /// Notices a pack that has a chunk of at least `len` bytes, but that no segment lists which counts. A restore finds the
+    /// chunk there: no range is affected.
+    fn is_unlisted(&mut self, kind: ChunkKind, id: ChunkId, len: u64) -> Result<bool> {
+        let mut places = self.unlisted()?.lookup(&[id])?.pop().unwrap_or_default();
+        places.retain(|place| place.kind == kind && u64::from(place.len) >= len);
+        if places.is_empty() {
+            return Ok(false);
+        }
+        if self.scope.level >= VerifyLevel::Data {
+            match self.reader.read_at(kind, id, &places) {
+                Ok(_) => {}
+                Err(Error::Cancelled) => return Err(Error::Cancelled),
+                Err(_) => return Ok(false),
+            }
+        }
+        for place in places {
+            let finding = self.findings.at_pack(place.pack, UNLISTED);
+            if !finding.chunks.contains(&id) {
+                finding.chunks.push(id);
+            }
+        }
+        Ok(true)
+    }
+
     /// Notices a node of which only one copy is left.
     fn check_copies(&mut self, node: NodeAt) -> Result<()> {
         let places = self.reader.locate(&[node.id])?.pop().unwrap_or_default();
         let good: HashSet<PackId> = places
             .iter()
             .filter(|place| {
-                place.kind == ChunkKind::Node && !self.bad.has(self.reader.view(), place.pack, node.id)
+                place.kind == ChunkKind::Node
+                    && self.bad.listed.contains(&place.pack)
+                    && !self.bad.has(self.reader.view(), place.pack, node.id)
             })
             .map(|place| place.pack)
             .collect();
         if good.len() < 2 {
             self.faults += 1;
+            if good.is_empty() && self.is_unlisted(ChunkKind::Node, node.id, 0)? {
+                return Ok(());
+            }
             let problem = format!("{} of 2 copies of the manifest node are left", good.len());
             let finding = self.findings.at(format!("manifest node {}", node.id), &problem);
             if good.is_empty() {
