@@ -21,6 +21,7 @@ enum Kind {
     Chunk,
     Mark,
     Tombstone,
+    Damage,
 }
 
 #[derive(Debug, clap::Args)]
@@ -29,7 +30,7 @@ enum Kind {
   vmkeep cat point 3fa9d2c6e8b14a7790aa0c51e2f0b7d1
   vmkeep cat chunk ID > chunk.bin
 
-Ids are given whole. A chunk is printed as it is, everything else as JSON.")]
+Ids are given whole, that of a damage record as its file is called: PACK.SESSION. A chunk is printed as it is, everything else as JSON.")]
 pub struct Args {
     /// Kind of object
     #[arg(value_enum)]
@@ -56,6 +57,7 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
         Kind::Chunk => CatKind::Chunk,
         Kind::Mark => CatKind::Mark,
         Kind::Tombstone => CatKind::Tombstone,
+        Kind::Damage => CatKind::Damage,
     };
     match cat(&work.repository, kind, &args.id, &work.progress)? {
         Content::Bytes(bytes) => app.output.bytes(&bytes)?,

@@ -7,16 +7,17 @@ use serde::Serialize;
 use vmkeep::error::{Error, Result};
 use vmkeep::id::PointId;
 use vmkeep::ops::PointEntry;
-use vmkeep::ops::forget::{check_guards, facts, forget};
+use vmkeep::ops::forget::{check_guards, facts, forget, guards, plan_prune};
 use vmkeep::ops::freed::{Freed, FreedReport, freed};
 use vmkeep::ops::prune::{PruneOptions, prune};
 use vmkeep::ops::retention::{Count, Decision, GroupBy, Period, Policy, decide};
 use vmkeep::ops::select::short_id;
 use vmkeep::repo::Catalog;
+use vmkeep::storage;
 
 use super::exit::Exit;
 use super::output::{Table, confirm};
-use super::work::Work;
+use super::work::{Work, environment};
 use super::{App, units};
 
 #[derive(Debug, clap::Args)]
@@ -27,13 +28,17 @@ use super::{App, units};
   vmkeep forget web01 db01 --keep-within 30d --keep-yearly unlimited -n
 
 With --keep options a point stays if any of them keeps it; each domain is looked at by itself. -n shows what would \
-go, why the rest stays, and how much space that would free.
+go, why the rest stays, and how much space that would free; with --prune also what the prune would do.
 
 A forgotten point is no longer shown and restores no longer; all others restore as before, whatever they were \
 compared with. The space is reclaimed by prune; until then undelete brings a point back.
 
 Without --force these are not forgotten: the newest two points of a domain, the last one that verify found sound, and \
-more than half of the points of the domains concerned. A held point never is.")]
+more than half of the points of the domains concerned. The order of the points counts, not this host's clock, and all \
+points of a domain, whatever --tag says. A held point never is. With -n, what would be refused is shown all the same, then \
+why (exit code 1).
+
+A copy that `repair points` made counts as one with its point while that is there, stays with it, and is not guarded.")]
 pub struct Args {
     /// The points to forget; with --keep options, the domains that the policy is for [default: all]
     #[arg(value_name = "POINT|DOMAIN", required_unless_present = "policy")]
@@ -66,22 +71,22 @@ pub struct Args {
 #[command(next_help_heading = "Policy (N: a number, or unlimited; SPAN: as in 2y5m7d3h)")]
 struct Keep {
     /// Keep the newest N points
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_count)]
     keep_last: Option<Count>,
     /// Keep the newest point of each of the last N hours that have one
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_count)]
     keep_hourly: Option<Count>,
     /// The same for days
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_count)]
     keep_daily: Option<Count>,
     /// The same for weeks, from Monday on
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_count)]
     keep_weekly: Option<Count>,
     /// The same for months
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_count)]
     keep_monthly: Option<Count>,
     /// The same for years
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_count)]
     keep_yearly: Option<Count>,
     /// Keep all points within this time before the newest one
     #[arg(long, value_name = "SPAN", value_parser = units::parse_span)]
@@ -166,6 +171,7 @@ struct DecisionView<'a> {
     time: String,
     keep: bool,
     reasons: &'a [String],
+    guards: &'a [&'static str],
     /// What forgetting it alone would free; only for points to forget, and only with a dry run.
     freed: Option<Freed>,
 }
@@ -190,16 +196,12 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
     let decisions = decisions(args, &work, &catalog)?;
     let chosen: Vec<PointId> =
         decisions.iter().filter(|decision| !decision.keep).map(|decision| decision.point).collect();
-    if !args.force {
-        check_guards(&catalog, &chosen, work.now.timestamp().as_millisecond())?;
-    }
+    let now_ms = work.now.timestamp().as_millisecond();
+    let allowed = if args.force { Ok(()) } else { check_guards(&catalog, &chosen, now_ms) };
     if args.dry_run {
-        work.watch_signals()?;
-        let freed = freed(&work.repository, &chosen, &work.progress)?;
-        work.progress.clear();
-        print(app, &work, &catalog, &decisions, Some(&freed))?;
-        return Ok(Exit::Done);
+        return show(args, app, work, &catalog, &decisions, allowed);
     }
+    allowed?;
     if !args.yes && !chosen.is_empty() {
         agree(catalog.points(), &chosen)?;
     }
@@ -216,6 +218,39 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Shows the plan, then why it would not be carried out, if so, or what the prune behind it would do.
+fn show(
+    args: &Args,
+    app: &App,
+    work: Work,
+    catalog: &Catalog,
+    decisions: &[Decision],
+    allowed: Result<()>,
+) -> Result<Exit> {
+    work.watch_signals()?;
+    let chosen: Vec<PointId> =
+        decisions.iter().filter(|decision| !decision.keep).map(|decision| decision.point).collect();
+    let freed = freed(&work.repository, &chosen, &work.progress)?;
+    work.progress.clear();
+    print(app, &work, catalog, decisions, Some(&freed))?;
+    allowed?;
+    // a hold, too, would be in the way
+    forget(&work.repository, &chosen, "", true, &work.progress)?;
+    if !args.prune {
+        return Ok(Exit::Done);
+    }
+    let Work { repository, progress, .. } = work;
+    // the local index is one program's at a time
+    drop(repository);
+    let storage = storage::open_url(app.settings.repository()?)?;
+    let cache_dir = app.settings.cache_dir.as_ref().map(|(path, _)| path.as_path());
+    let options = PruneOptions::default();
+    let report = plan_prune(storage, cache_dir, &environment()?, &chosen, &options, &progress)?;
+    progress.clear();
+    super::prune::print(app, &report)?;
+    Ok(Exit::Done)
+}
+
 fn agree(entries: &[PointEntry], chosen: &[PointId]) -> Result<()> {
     let names: Vec<String> = chosen.iter().map(|id| short_id(entries, *id)).collect();
     let question = format!("forget {} ({})?", units::count(chosen.len(), "point"), names.join(", "));
@@ -228,10 +263,11 @@ fn agree(entries: &[PointEntry], chosen: &[PointId]) -> Result<()> {
 
 fn decisions(args: &Args, work: &Work, catalog: &Catalog) -> Result<Vec<Decision>> {
     let entries = catalog.points();
+    let now_ms = work.now.timestamp().as_millisecond();
+    let guards = guards(catalog, now_ms);
     if !args.keep.is_given() {
         let chosen = work.select_all(entries, &args.scope)?;
-        let dropped = |point| Decision { point, keep: false, reasons: Vec::new() };
-        return Ok(chosen.into_iter().map(dropped).collect());
+        return Ok(chosen.into_iter().map(|point| Decision::drop(point, &guards)).collect());
     }
     let policy = args.keep.policy(args.group_by);
     if policy.is_empty() {
@@ -250,9 +286,38 @@ fn decisions(args: &Args, work: &Work, catalog: &Catalog) -> Result<Vec<Decision
         .filter(|entry| args.tag.iter().all(|tag| entry.record.tags.contains(tag)))
         .cloned()
         .collect();
-    let now_ms = work.now.timestamp().as_millisecond();
     let facts = |id| facts(catalog, id, now_ms, &|until| units::local(until, &work.now));
-    Ok(decide(&concerned, &policy, &facts, &work.now, args.force))
+    Ok(decide(&concerned, &policy, &guards, &facts, &work.now, args.force))
+}
+
+fn table(
+    work: &Work,
+    catalog: &Catalog,
+    decisions: &[Decision],
+    freed: &BTreeMap<PointId, Freed>,
+    dry_run: bool,
+) -> Table {
+    let mut table = Table::new(&["POINT", "DOMAIN", "TIME", "", "WHY", ">FREES"]);
+    for decision in decisions {
+        let Some(entry) = catalog.point(decision.point) else { continue };
+        let frees = freed.get(&decision.point).map(|freed| units::size(freed.stored_bytes));
+        let is_guarded = !decision.guards.is_empty();
+        let what = match decision.keep {
+            // one plan with force and without: what that changes is said below
+            _ if dry_run && is_guarded => "guarded",
+            true => "keep",
+            false => "forget",
+        };
+        table.row([
+            short_id(catalog.points(), decision.point),
+            entry.record.domain.clone(),
+            units::local(entry.record.time_ms, &work.now),
+            what.to_owned(),
+            if is_guarded { decision.guards.join(", ") } else { decision.reasons.join(", ") },
+            frees.unwrap_or_default(),
+        ]);
+    }
+    table
 }
 
 fn print(
@@ -276,6 +341,7 @@ fn print(
                 time: units::utc(record.time_ms),
                 keep: decision.keep,
                 reasons: &decision.reasons,
+                guards: &decision.guards,
                 freed: by_point.get(&decision.point).copied(),
             })
         });
@@ -290,25 +356,21 @@ fn print(
     if app.output.quiet {
         return Ok(());
     }
-    let mut table = Table::new(&["POINT", "DOMAIN", "TIME", "", "WHY", ">FREES"]);
-    for decision in decisions {
-        let Some(entry) = catalog.point(decision.point) else { continue };
-        let frees = by_point.get(&decision.point).map(|freed| units::size(freed.stored_bytes));
-        table.row([
-            short_id(catalog.points(), decision.point),
-            entry.record.domain.clone(),
-            units::local(entry.record.time_ms, &work.now),
-            if decision.keep { "keep" } else { "forget" }.to_owned(),
-            decision.reasons.join(", "),
-            frees.unwrap_or_default(),
-        ]);
+    app.output.bytes(table(work, catalog, decisions, &by_point, freed.is_some()).render().as_bytes())?;
+    let mut count = units::count(chosen.len(), "point");
+    let guarded = decisions.iter().filter(|decision| !decision.guards.is_empty());
+    let (stay, go): (Vec<_>, Vec<_>) = guarded.partition(|decision| decision.keep);
+    if !go.is_empty() {
+        count += &format!(", {} guarded", go.len());
     }
-    app.output.bytes(table.render().as_bytes())?;
-    let count = units::count(chosen.len(), "point");
+    let stay = match stay.len() {
+        0 => String::new(),
+        stay => format!("; {stay} guarded would go with --force"),
+    };
     match together {
         None => app.output.line(&format!("forgot {count}")),
         Some(freed) => app.output.line(&format!(
-            "would forget {count}; {} of content, about {} as stored, would be free after `vmkeep prune --max-unused 0`",
+            "would forget {count}; {} of content, about {} as stored, would be free after `vmkeep prune --max-unused 0`{stay}",
             units::size(freed.content_bytes),
             units::size(freed.stored_bytes)
         )),

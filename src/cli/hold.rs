@@ -92,15 +92,26 @@ pub fn run_hold(args: &HoldArgs, app: &App) -> Result<Exit> {
 /// Those of the selectors and of the repository.
 pub fn run_unhold(args: &UnholdArgs, app: &App) -> Result<Exit> {
     let work = Work::open(app)?;
-    let entries = work.points()?;
-    let ids = work.select_all(&entries, &args.points)?;
+    let catalog = work.repository.catalog(&work.progress)?;
+    let entries = catalog.points();
+    let (held, free): (Vec<PointId>, Vec<PointId>) =
+        work.select_all(entries, &args.points)?.into_iter().partition(|id| !catalog.holds(*id).is_empty());
     if !args.dry_run {
-        for id in &ids {
+        for id in &held {
             unhold(&work.repository, *id, &work.progress)?;
         }
     }
-    let names = ids.iter().map(|id| short_id(&entries, *id)).collect();
-    report(app, &work, ["would release", "released"], &ids, names, None, args.dry_run)
+    let names = |ids: &[PointId]| ids.iter().map(|id| short_id(entries, *id)).collect::<Vec<_>>();
+    if !free.is_empty() && !app.output.quiet && !app.output.json {
+        work.progress.clear();
+        let count = units::count(free.len(), "point");
+        app.output.line(&format!("nothing held {count} ({})", names(&free).join(", ")))?;
+    }
+    if held.is_empty() && !app.output.json {
+        return Ok(Exit::Done);
+    }
+    let names = names(&held);
+    report(app, &work, ["would release", "released"], &held, names, None, args.dry_run)
 }
 
 /// Runs `undelete`.

@@ -48,7 +48,8 @@ use self::output::Output;
 
 Every point is complete: it restores without any other point, whatever level it was made with. A point is named by \
 the first digits of its id, `latest`, `latest~2`, DOMAIN, DOMAIN~2, DOMAIN@2026-07-05T12:00, DOMAIN@saturday or \
-DOMAIN@CHECKPOINT; `:vda` behind it selects a disk.",
+DOMAIN@CHECKPOINT; `:vda` behind it selects a disk. A copy that `repair points` made of a damaged point is named by its \
+id alone as long as the damaged one is there: of the two, that one may heal.",
     after_long_help = "Environment:
   VMKEEP_REPOSITORY, VMKEEP_REPOSITORY_FILE  the repository, or a file whose first line names it
   VMKEEP_CACHE_DIR                           where the local index lives

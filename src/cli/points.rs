@@ -5,6 +5,7 @@ use vmkeep::error::{Error, Result};
 use vmkeep::format::session::VerifiedLevel;
 use vmkeep::id::PointId;
 use vmkeep::ops::PointEntry;
+use vmkeep::ops::points::standing;
 use vmkeep::ops::select::{parse_moments, short_id};
 use vmkeep::repo::Catalog;
 
@@ -59,7 +60,7 @@ struct ListedPoint<'a> {
 /// What is known of a point beside its record.
 #[derive(Debug, Serialize)]
 struct StateView {
-    /// What the newest verify that looked at all of it found.
+    /// Damage if the newest verify found it, else the most thorough one that found it sound since.
     verified: Option<VerifiedView>,
     held: Option<HeldView>,
     forgotten: bool,
@@ -80,7 +81,7 @@ struct HeldView {
 
 impl StateView {
     fn of(catalog: &Catalog, id: PointId, now_ms: i64) -> Self {
-        let state = catalog.verified_state(id, VerifiedLevel::Structure);
+        let state = standing(catalog, id);
         let held = catalog
             .held(id, now_ms)
             .map(|hold| HeldView { until: hold.until_ms.map(units::utc), reason: hold.reason.clone() });

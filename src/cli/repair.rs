@@ -50,7 +50,8 @@ still lost.")]
   vmkeep repair points -n
   vmkeep repair points
 
-The damaged point stays; a copy has the tag repaired-from-ID and restores with --on-damage zero.")]
+The damaged point stays; a copy has the tag repaired-from-ID and restores with --on-damage zero. As long as both are \
+there, only its id selects the copy, and forget guards the damaged point alone, which may heal. verify says when it has.")]
     Points {
         /// Only say what would be done
         #[arg(short = 'n', long)]

@@ -38,7 +38,8 @@ pub struct Args {
     /// Write over files that exist
     #[arg(short, long)]
     force: bool,
-    /// What to do where content is lost: fail, or write zeroes and say where (exit code 4)
+    /// What to do where content is lost: fail, or write zeroes and say where (exit code 4); a side file of which anything is
+    /// lost is left out
     #[arg(long, value_name = "fail|zero", value_parser = ["fail", "zero"], default_value = "fail")]
     on_damage: String,
     /// Only say what would be restored
@@ -78,8 +79,7 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
     let record = &selected.entry.record;
     let report = restore(&work.repository, record, &options, &work.progress)?;
     work.progress.clear();
-    let complete = report.disks.iter().all(|disk| disk.missing.is_empty());
-    let exit = if complete { Exit::Done } else { Exit::Damage };
+    let exit = if report.is_whole() { Exit::Done } else { Exit::Damage };
     if app.output.json {
         let view = RestoreView {
             message_type: "summary",
@@ -101,6 +101,14 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
         for (start, len) in disk.missing.iter().take(16) {
             app.output.line(&format!("  {start}+{len}"))?;
         }
+    }
+    for lost in &report.lost_files {
+        let size = units::size(lost.size);
+        app.output.line(&format!(
+            "{}: lost, {size}; {} was not written",
+            lost.file,
+            lost.target.display()
+        ))?;
     }
     if app.output.quiet {
         return Ok(exit);

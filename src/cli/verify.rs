@@ -9,8 +9,9 @@ use vmkeep::error::{Error, Result};
 use vmkeep::format::point::PointRecord;
 use vmkeep::id::PointId;
 use vmkeep::nbd::NbdUri;
-use vmkeep::ops::against::{Compared, against_image};
+use vmkeep::ops::against::{Compared, Lacking, against_image, is_all_same};
 use vmkeep::ops::backup::ImageInput;
+use vmkeep::ops::repaired::copies;
 use vmkeep::ops::select::select;
 use vmkeep::ops::verify::sample::Sample;
 use vmkeep::ops::verify::{RestoredHash, VerifyLevel, VerifyOptions, VerifyReport, verify};
@@ -31,7 +32,8 @@ use super::{App, units};
 
 Each level finds what those before it find: structure, packs, data, restore. What is damaged is recorded: from then on it counts as absent, and the next backup that meets the lost content stores it again and heals every point that needs it. Nothing is deleted; -n records nothing either.
 
-Exit code 4: damage was found, or --against found a difference; each finding names what a restore would miss.")]
+Exit code 4: damage was found, or --against found a difference or a disk that only one of the two has; each finding names \
+what a restore would miss.")]
 pub struct Args {
     /// Only what these points or domains need
     #[arg(value_name = "POINT|DOMAIN", conflicts_with = "all")]
@@ -127,7 +129,8 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
     };
     let record = !args.dry_run;
     let options = VerifyOptions { level, points, older_than_ms, sample: args.sample, record };
-    let report = verify(&work.repository, &options, &work.progress)?;
+    let mut report = verify(&work.repository, &options, &work.progress)?;
+    name_once(&mut report);
     work.progress.clear();
     let exit = if report.findings.is_empty() { Exit::Done } else { Exit::Damage };
     if app.output.json {
@@ -160,12 +163,33 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
         app.output.line(&format!("{blake3}  {disk} of {}, {}", point.short(), units::size(*size)))?;
     }
     if !app.output.quiet || exit == Exit::Damage {
-        summary(app, &report)?;
+        summary(app, &report, spent_copies(&work, &report)?)?;
     }
     Ok(exit)
 }
 
-fn summary(app: &App, report: &VerifyReport) -> Result<()> {
+/// What is wrong with an object often comes from an error, which names the object as well.
+fn name_once(report: &mut VerifyReport) {
+    for finding in &mut report.findings {
+        let rest = finding.problem.strip_prefix(&finding.object).and_then(|rest| rest.strip_prefix(": "));
+        if let Some(rest) = rest.map(str::to_owned) {
+            finding.problem = rest;
+        }
+    }
+}
+
+/// Returns how many damaged points are copies of points that are not damaged.
+fn spent_copies(work: &Work, report: &VerifyReport) -> Result<usize> {
+    if report.damaged_points.is_empty() {
+        return Ok(0);
+    }
+    let copies = copies(&work.points()?);
+    let is_damaged = |id: &PointId| report.damaged_points.contains(id);
+    let spent = copies.iter().filter(|(copy, original)| is_damaged(copy) && !is_damaged(original));
+    Ok(spent.count())
+}
+
+fn summary(app: &App, report: &VerifyReport, spent_copies: usize) -> Result<()> {
     let count = |number: u64, noun| units::count(usize::try_from(number).unwrap_or(usize::MAX), noun);
     let mut line = format!(
         "{}, {}, {}: {}",
@@ -190,11 +214,16 @@ fn summary(app: &App, report: &VerifyReport) -> Result<()> {
         line += &format!("; {} verified lately and left out", count(report.skipped_points, "point"));
     }
     app.output.line(&line)?;
-    if !report.damaged_points.is_empty() {
+    let damaged = report.damaged_points.len().saturating_sub(spent_copies);
+    if damaged > 0 {
         app.output.line(&format!(
             "{} would not restore in full; the next backup heals what it meets, `vmkeep repair` tries the rest",
-            units::count(report.damaged_points.len(), "point")
+            units::count(damaged, "point")
         ))?;
+    }
+    if spent_copies > 0 {
+        let copies = units::count(spent_copies, "point");
+        app.output.line(&format!("{copies} would not, being a copy of what is whole again: forget it"))?;
     }
     Ok(())
 }
@@ -224,15 +253,17 @@ fn against(args: &Args, app: &App, work: &Work, source: &str) -> Result<Exit> {
         None => with_domain(app, work, record, selected.disk, source)?,
     };
     work.progress.clear();
-    let same = disks.iter().all(Compared::is_same);
-    let exit = if same { Exit::Done } else { Exit::Damage };
+    let exit = if is_all_same(&disks) { Exit::Done } else { Exit::Damage };
     if app.output.json {
         let view = AgainstView { message_type: "summary", point: record.id, against: source, disks: &disks };
         app.output.json_line(&view)?;
         return Ok(exit);
     }
     for disk in &disks {
-        print_compared(app, disk)?;
+        app.output.line(&compared_line(disk))?;
+    }
+    if disks.is_empty() {
+        app.output.line("nothing was compared: neither has a disk")?;
     }
     Ok(exit)
 }
@@ -278,8 +309,18 @@ fn with_domain(
     vmkeep::ops::against::against_domain(&work.repository, &hypervisor, record, disk, domain, &work.progress)
 }
 
-fn print_compared(app: &App, disk: &Compared) -> Result<()> {
-    let mut line = format!("{}: {} compared", disk.disk, units::size(disk.compared_bytes));
+fn compared_line(disk: &Compared) -> String {
+    let (name, size, found_size) = (&disk.disk, units::size(disk.size), units::size(disk.found_size));
+    match disk.not_there {
+        Some(Lacking::Domain) => {
+            return format!("{name}: not there: the point has {size} of it, the domain no such disk to read");
+        }
+        Some(Lacking::Point) => {
+            return format!("{name}: not there: the domain has {found_size} of it, the point no such disk");
+        }
+        None => {}
+    }
+    let mut line = format!("{name}: {} compared", units::size(disk.compared_bytes));
     if disk.size != disk.found_size {
         line += &format!("; the point has {} bytes, the disk {}", disk.size, disk.found_size);
     }
@@ -287,8 +328,11 @@ fn print_compared(app: &App, disk: &Compared) -> Result<()> {
         line += &format!("; {} written since", units::size(disk.written_bytes));
     }
     if disk.differing_bytes == 0 {
-        line += if disk.size == disk.found_size { "; nothing else differs" } else { "" };
-        return app.output.line(&line);
+        line += match (disk.written_bytes, disk.size == disk.found_size) {
+            (0, true) => "; nothing differs",
+            _ => "; nothing else differs",
+        };
+        return line;
     }
     let ranges: Vec<String> =
         disk.differing.iter().take(8).map(|(start, len)| format!("{start}+{len}")).collect();
@@ -296,7 +340,7 @@ fn print_compared(app: &App, disk: &Compared) -> Result<()> {
     if disk.untracked {
         line += "; no bitmap tells what was written since the point";
     }
-    app.output.line(&line)
+    line
 }
 
 #[cfg(test)]

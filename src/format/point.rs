@@ -120,6 +120,9 @@ pub struct PointRecord {
     pub program: String,
 }
 
+/// What the tag begins with of a point that is a copy of a damaged one, made by a repair; the damaged one's id follows.
+pub const REPAIRED_TAG: &str = "repaired-from-";
+
 /// The named numbers of a backup, bytes; docs in `docs/levels.md`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode, Serialize)]
 pub struct PointStats {
@@ -192,6 +195,12 @@ impl PointRecord {
             return Err(FormatFault::Invalid { what: "the disks", found: "not in order".into() });
         }
         self.manifests().try_for_each(Manifest::check)
+    }
+
+    /// Returns the damaged point that this one was made of by a repair. A tag alone, which anybody may give, is not enough.
+    pub fn repaired_from(&self) -> Option<PointId> {
+        let named = |tag: &String| tag.strip_prefix(REPAIRED_TAG)?.parse().ok();
+        self.tags.iter().filter_map(named).find(|id| self.predecessor == Some(*id))
     }
 
     /// Returns the manifests of disks and side files.

@@ -22,6 +22,16 @@ const MAX_RANGES: usize = 1000;
 /// A disk that differs in more places is another disk.
 const MAX_PLACES: usize = 1 << 20;
 
+/// Who lacks a disk that the other one has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Lacking {
+    /// The point has no such disk: it came later, or was left out.
+    Point,
+    /// The domain has no such disk that can be read.
+    Domain,
+}
+
 /// What comparing one disk found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Compared {
@@ -39,13 +49,36 @@ pub struct Compared {
     pub differing: Vec<(u64, u64)>,
     /// No bitmap tells what was written since the point.
     pub untracked: bool,
+    /// Nothing was compared: the disk is not there.
+    pub not_there: Option<Lacking>,
 }
 
 impl Compared {
     /// Returns true if nothing differs that should not.
     pub fn is_same(&self) -> bool {
-        self.differing_bytes == 0 && self.size == self.found_size
+        self.differing_bytes == 0 && self.size == self.found_size && self.not_there.is_none()
     }
+}
+
+/// Returns true if disks were compared, and nothing differs that should not.
+pub fn is_all_same(disks: &[Compared]) -> bool {
+    !disks.is_empty() && disks.iter().all(Compared::is_same)
+}
+
+/// Returns an entry for each disk that only the point has, or only the domain: disks of the point by name and size, of which
+/// `wanted` is the only one that was asked for, against those found.
+#[cfg(any(feature = "libvirt", test))]
+fn not_there(record: &PointRecord, wanted: Option<&str>, found: &[(String, u64)]) -> Vec<Compared> {
+    let asked = record.disks.iter().filter(|disk| wanted.is_none_or(|wanted| disk.target == wanted));
+    let gone = asked.filter(|disk| found.iter().all(|(target, _)| *target != disk.target)).map(|disk| {
+        let (disk, size) = (disk.target.clone(), disk.manifest.size);
+        Compared { disk, size, not_there: Some(Lacking::Domain), ..Compared::default() }
+    });
+    let new = found.iter().filter(|(target, _)| find(record, target).is_err()).map(|(target, size)| {
+        let (disk, found_size) = (target.clone(), *size);
+        Compared { disk, found_size, not_there: Some(Lacking::Point), ..Compared::default() }
+    });
+    gone.chain(new).collect()
 }
 
 /// Compares one disk of a point with an image, a block device or an export.
@@ -72,7 +105,8 @@ fn find<'a>(record: &'a PointRecord, name: &str) -> Result<&'a DiskRecord> {
     found.ok_or_else(|| Error::NotFound { object: format!("disk {name} of point {}", record.id.short()) })
 }
 
-/// Compares all disks of a point that the domain still has with what the domain has on them now.
+/// Compares all disks of a point, or one, with what the domain has on them now. A disk that only one of the two has is
+/// reported as not there.
 ///
 /// # Errors
 /// Those of libvirt and of the domain's NBD server; content of the point that cannot be read.
@@ -94,6 +128,8 @@ pub fn against_domain(
     let mut live = hypervisor.begin(&request, monitor)?;
     let mut sources = live.take_disks();
     let reader = ChunkReader::new(repository, &view);
+    let found: Vec<(String, u64)> =
+        sources.iter().map(|source| (source.target.clone(), source.size)).collect();
     let mut reports = Vec::new();
     let compared = sources.iter_mut().try_for_each(|source| {
         let Ok(recorded) = find(record, &source.target) else { return Ok(()) };
@@ -107,7 +143,10 @@ pub fn against_domain(
     });
     drop(sources);
     live.end_job(monitor)?;
-    compared.map(|()| reports)
+    compared?;
+    reports.extend(not_there(record, disk, &found));
+    reports.sort_by(|a: &Compared, b| a.disk.cmp(&b.disk));
+    Ok(reports)
 }
 
 fn compare(
@@ -236,5 +275,30 @@ impl Comparison<'_, '_> {
             _ => self.places.push(block),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::select::tests::entry;
+
+    #[test]
+    fn a_disk_that_only_one_side_has_is_told_and_is_no_match() {
+        let record = entry([1, 0], "web", 0, None, &["vda", "vdb"]).record;
+        let found = |disks: &[&str]| disks.iter().map(|disk| ((*disk).to_owned(), 8192)).collect::<Vec<_>>();
+        let lacking = |wanted, disks: &[&str]| -> Vec<(String, Option<Lacking>)> {
+            let told = not_there(&record, wanted, &found(disks));
+            assert!(!is_all_same(&told), "{told:?}");
+            told.into_iter().map(|compared| (compared.disk, compared.not_there)).collect()
+        };
+        assert_eq!(lacking(None, &["vda", "vdb"]), []);
+        assert_eq!(lacking(Some("vda"), &["vda"]), []);
+        assert_eq!(lacking(None, &["vda"]), [("vdb".into(), Some(Lacking::Domain))]);
+        let both = [("vdb".into(), Some(Lacking::Domain)), ("vdc".into(), Some(Lacking::Point))];
+        assert_eq!(lacking(None, &["vda", "vdc"]), both);
+        assert_eq!(lacking(None, &[]).len(), 2);
+        let same = Compared { size: 8192, found_size: 8192, ..Compared::default() };
+        assert!(is_all_same(&[same]) && !is_all_same(&[]));
     }
 }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::envelope::ObjectKind;
 use crate::format::name::ObjectName;
 use crate::format::node::{ChunkKind, LeafEntry, Node};
-use crate::format::session::{Mark, Outcome, SessionRecord, Tombstone};
+use crate::format::session::{Damage, Mark, OUTSIDE_CHUNKS, Outcome, SessionRecord, Tombstone};
 use crate::id::{ChunkId, PackId, SegmentId, SessionId};
 use crate::monitor::Monitor;
 use crate::repo::Repository;
@@ -25,6 +25,8 @@ pub enum CatKind {
     Chunk,
     Mark,
     Tombstone,
+    /// By the pack's id and the session's, as in its name: `PACK.SESSION`.
+    Damage,
 }
 
 /// A decoded object, or the content of a chunk.
@@ -64,6 +66,7 @@ pub fn cat(repository: &Repository, kind: CatKind, id: &str, monitor: &dyn Monit
             let tombstone = get(repository, name, ObjectKind::Tombstone, Tombstone::from_object)?;
             json!({ "points": tombstone.points, "reason": tombstone.reason, "time_ms": tombstone.time_ms })
         }
+        CatKind::Damage => damage(repository, id)?,
     };
     Ok(Content::Object(value))
 }
@@ -138,6 +141,20 @@ fn session(repository: &Repository, id: SessionId) -> Result<Value> {
         "process_id": record.process_id,
         "started_ms": record.started_ms,
         "program": record.program,
+    }))
+}
+
+fn damage(repository: &Repository, id: &str) -> Result<Value> {
+    let (pack, session) = id.split_once('.').unwrap_or((id, ""));
+    let name = ObjectName::Damage(parse(pack)?, parse(session)?);
+    let damage = get(repository, name, ObjectKind::Damage, Damage::from_object)?;
+    // no chunk named: the whole pack; what is not a chunk's is not one
+    let chunks: Vec<&ChunkId> = damage.chunks.iter().filter(|id| **id != OUTSIDE_CHUNKS).collect();
+    Ok(json!({
+        "pack": damage.pack,
+        "whole_pack": damage.chunks.is_empty(),
+        "outside_chunks": chunks.len() < damage.chunks.len(),
+        "chunks": chunks,
     }))
 }
 

@@ -2,19 +2,25 @@
 //! has swept them they can be had back. Holds keep points from being forgotten.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::format::name::{Folder, ObjectName};
+use crate::format::point::PointRecord;
 use crate::format::session::{Outcome, SessionKind, Tombstone, VerifiedLevel};
 use crate::id::{PointId, SessionId};
 use crate::monitor::Monitor;
-use crate::ops::retention::{Facts, guarded};
+use crate::ops::prune::{PruneOptions, PruneReport, prune};
+use crate::ops::repaired::copies;
+use crate::ops::retention::{Facts, Guards, guarded};
 use crate::repo::rules::Rule;
 use crate::repo::session::Session;
 use crate::repo::view::Marks;
-use crate::repo::{Catalog, Repository};
+use crate::repo::{Catalog, Environment, Repository};
+use crate::storage::Storage;
+use crate::storage::overlay::OverlayStorage;
 
 /// What was forgotten.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -78,32 +84,63 @@ pub fn facts(catalog: &Catalog, id: PointId, now_ms: i64, until: &dyn Fn(i64) ->
     Facts { held, verified }
 }
 
-/// Refuses to forget points that are protected, or more than half of those of the domains concerned.
+/// Returns what protects the points of a catalog.
+pub fn guards(catalog: &Catalog, now_ms: i64) -> Guards {
+    guarded(catalog.points(), now_ms, &|id| facts(catalog, id, now_ms, &|until| until.to_string()))
+}
+
+/// Refuses to forget points that are protected, or more than half of those of the domains concerned. A copy of a damaged
+/// point counts as one with it.
 ///
 /// # Errors
 /// [`Error::Refused`], with the option that helps as its hint.
 pub fn check_guards(catalog: &Catalog, points: &[PointId], now_ms: i64) -> Result<()> {
     let hint = Some("--force forgets them all the same".to_owned());
-    let facts = |id: PointId| facts(catalog, id, now_ms, &|until| until.to_string());
-    let guards = guarded(catalog.points(), now_ms, &facts);
+    let guards = guards(catalog, now_ms);
     for id in points {
         if let Some(guard) = guards.get(id).and_then(|guards| guards.first()) {
             let object = format!("point {}", id.short());
             return Err(Error::Refused { object, reason: format!("it is {}", guard.as_str()), hint });
         }
     }
-    let domain_of = |id: &PointId| catalog.point(*id).map(|entry| entry.record.domain.as_str());
-    let domains: BTreeSet<&str> = points.iter().filter_map(domain_of).collect();
-    let all = catalog.points().iter().filter(|entry| domains.contains(entry.record.domain.as_str())).count();
-    if points.len() * 2 > all {
+    let copies = copies(catalog.points());
+    let own: Vec<&PointRecord> = catalog
+        .points()
+        .iter()
+        .map(|entry| &entry.record)
+        .filter(|record| !copies.contains_key(&record.id))
+        .collect();
+    let chosen: Vec<&PointRecord> =
+        own.iter().copied().filter(|record| points.contains(&record.id)).collect();
+    let domains: BTreeSet<&str> = chosen.iter().map(|record| record.domain.as_str()).collect();
+    let all = own.iter().filter(|record| domains.contains(record.domain.as_str())).count();
+    if chosen.len() * 2 > all {
         let names: Vec<&str> = domains.into_iter().collect();
         return Err(Error::Refused {
-            object: format!("forgetting {} of the {all} points of {}", points.len(), names.join(", ")),
+            object: format!("forgetting {} of the {all} points of {}", chosen.len(), names.join(", ")),
             reason: "it is more than half of them".into(),
             hint,
         });
     }
     Ok(())
+}
+
+/// Returns what a prune would do once points are forgotten: all of it happens in memory, on top of `storage`.
+///
+/// # Errors
+/// Those of [`forget`] and [`prune`].
+pub fn plan_prune(
+    storage: Box<dyn Storage>,
+    cache_dir: Option<&Path>,
+    environment: &Environment,
+    points: &[PointId],
+    options: &PruneOptions,
+    monitor: &dyn Monitor,
+) -> Result<PruneReport> {
+    let overlay = Box::new(OverlayStorage::new(storage));
+    let repository = Repository::open(overlay, cache_dir, environment, monitor)?;
+    forget(&repository, points, "to see what a prune would do", false, monitor)?;
+    prune(&repository, &PruneOptions { dry_run: true, ..options.clone() }, monitor)
 }
 
 /// Holds a point: it is neither forgotten nor dropped before `until_ms` (milliseconds since 1970; `None`: before it is

@@ -19,6 +19,7 @@ pub mod points;
 pub mod prune;
 mod record;
 pub mod repair;
+pub mod repaired;
 pub mod restore;
 pub mod retention;
 pub mod select;

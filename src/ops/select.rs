@@ -12,6 +12,9 @@
 //! `:vda` behind any of them selects a disk. Names of domains may hold `@`, `~`, `:` and look like ids, so a
 //! text can have several readings: all are tried, and unless they agree on one point and disk, the selector
 //! is refused with a list of what it fits. There is no precedence and never a "first match".
+//!
+//! What is selected by domain or time is never a copy that a repair made of a damaged point while that one is still there
+//! (see [`super::repaired`]): the two are of one instant, and only the id of the copy names it.
 
 mod moment;
 #[cfg(test)]
@@ -23,6 +26,7 @@ pub use self::moment::{Moment, parse_moments};
 use crate::error::{Error, Result};
 use crate::id::PointId;
 use crate::ops::PointEntry;
+use crate::ops::repaired::copies;
 
 /// What a selector names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,18 +162,21 @@ fn readings<'a>(entries: &'a [PointEntry], text: &str, now: &ZonedDateTime) -> V
     if !text.is_empty() && text.chars().all(is_hex) {
         sets.push(entries.iter().filter(|entry| entry.record.id.to_hex().starts_with(text)).collect());
     }
-    sets.push(nth_newest(entries, text, 0));
-    sets.push(nth_newest_of_all(entries, text, 0));
+    let copies = copies(entries);
+    let own: Vec<&PointEntry> =
+        entries.iter().filter(|entry| !copies.contains_key(&entry.record.id)).collect();
+    sets.push(nth_newest(&own, text, 0));
+    sets.push(nth_newest_of_all(&own, text, 0));
     if let Some((name, digits)) = text.rsplit_once('~')
         && digits.chars().all(|c| c.is_ascii_digit())
         && let Ok(steps) = digits.parse::<usize>()
     {
-        sets.push(nth_newest(entries, name, steps));
-        sets.push(nth_newest_of_all(entries, name, steps));
+        sets.push(nth_newest(&own, name, steps));
+        sets.push(nth_newest_of_all(&own, name, steps));
     }
     for (position, _) in text.match_indices('@') {
         let (Some(domain), Some(rest)) = (text.get(..position), text.get(position + 1..)) else { continue };
-        let of_domain = || entries.iter().filter(|entry| entry.record.domain == domain);
+        let of_domain = || own.iter().copied().filter(|entry| entry.record.domain == domain);
         sets.push(of_domain().filter(|entry| entry.record.checkpoint.as_deref() == Some(rest)).collect());
         for moment in parse_moments(rest, now) {
             let before = of_domain().filter(|entry| entry.record.time_ms < moment.end_ms).collect();
@@ -180,12 +187,12 @@ fn readings<'a>(entries: &'a [PointEntry], text: &str, now: &ZonedDateTime) -> V
     sets
 }
 
-fn nth_newest<'a>(entries: &'a [PointEntry], domain: &str, steps: usize) -> Vec<&'a PointEntry> {
-    nth_of(entries.iter().filter(|entry| entry.record.domain == domain).collect(), steps)
+fn nth_newest<'a>(entries: &[&'a PointEntry], domain: &str, steps: usize) -> Vec<&'a PointEntry> {
+    nth_of(entries.iter().copied().filter(|entry| entry.record.domain == domain).collect(), steps)
 }
 
-fn nth_newest_of_all<'a>(entries: &'a [PointEntry], name: &str, steps: usize) -> Vec<&'a PointEntry> {
-    if name == "latest" { nth_of(entries.iter().collect(), steps) } else { Vec::new() }
+fn nth_newest_of_all<'a>(entries: &[&'a PointEntry], name: &str, steps: usize) -> Vec<&'a PointEntry> {
+    if name == "latest" { nth_of(entries.to_vec(), steps) } else { Vec::new() }
 }
 
 /// Returns the entry `steps` before the newest; with all others of the same instant, which could as well be it.

@@ -9,6 +9,7 @@ pub(crate) mod fault;
 pub(crate) mod hooked;
 pub mod local;
 pub mod memory;
+pub mod overlay;
 #[cfg(test)]
 mod tests;
 

@@ -2,6 +2,7 @@
 
 use super::local::LocalStorage;
 use super::memory::MemoryStorage;
+use super::overlay::OverlayStorage;
 use super::*;
 use crate::error::FormatFault;
 use crate::id::{PackId, SegmentId, SessionId};
@@ -11,6 +12,7 @@ fn on_each(check: impl Fn(&dyn Storage)) {
     let dir = tempfile::tempdir().unwrap();
     check(&LocalStorage::create(&dir.path().join("new")).unwrap());
     check(&MemoryStorage::new());
+    check(&OverlayStorage::new(Box::new(MemoryStorage::new())));
 }
 
 fn pack(number: u8) -> ObjectName {

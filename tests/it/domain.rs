@@ -418,4 +418,32 @@ fn a_point_is_compared_with_the_running_domain() {
     assert_eq!(scene.lab.checkpoints("against").len(), 1);
     let next = scene.backup(&[]);
     assert_eq!(Scene::reason(&next, "vda"), None);
+
+    // a disk that the point does not have, and points of which the domain has not one disk, or not all
+    let not_there = |said: &Value| -> Vec<(String, Value)> {
+        crate::cli::assert_valid("against", said);
+        let disks = said["disks"].as_array().unwrap();
+        disks
+            .iter()
+            .map(|disk| (disk["disk"].as_str().unwrap().to_owned(), disk["not_there"].clone()))
+            .collect()
+    };
+    let (vda, vdb) = ("vda".to_owned(), "vdb".to_owned());
+    let same = |id: &str| scene.vmkeep.json_with_code(&["verify", id, "--against", "against"]);
+    let without = point(&scene.vmkeep.backup(&["against", "-x", "vdb"]));
+    let (said, code) = same(&without);
+    assert_eq!(
+        (code, not_there(&said)),
+        (4, vec![(vda.clone(), Value::Null), (vdb.clone(), "point".into())])
+    );
+    let (_, code) = same(&format!("{without}:vda"));
+    assert_eq!(code, 0, "only this disk was asked for");
+    let image = scene.vmkeep.path("other.raw");
+    std::fs::write(&image, [1; 8192]).unwrap();
+    let args = ["--file", image.to_str().unwrap(), "--name", "other", "--disk", "vdz"];
+    let other = point(&scene.vmkeep.backup(&args));
+    let (said, code) = same(&other);
+    let all = vec![(vda, "point".into()), (vdb, "point".into()), ("vdz".to_owned(), "domain".into())];
+    assert_eq!((code, not_there(&said)), (4, all));
+    assert!(scene.vmkeep.fails(&["verify", &other, "--against", "against"], 4).contains("vdz: not there"));
 }

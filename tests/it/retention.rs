@@ -129,3 +129,84 @@ fn what_a_point_alone_holds() {
     assert_eq!(stats["unique"]["together"]["content_bytes"], 3 << 20);
     assert!(kept.vmkeep.ok(&["stats", "--unique"]).contains("1.00 MiB"));
 }
+
+#[test]
+fn a_dry_run_shows_the_plan_and_then_what_it_would_refuse() {
+    let kept = Kept::new(5, 0);
+    let rows = |said: &str| -> Vec<String> {
+        // all but the last column, what a point that goes would free
+        let cells =
+            |line: &str| line.split_whitespace().take(9).map(str::to_owned).collect::<Vec<_>>().join(" ");
+        said.lines().filter(|line| line.contains(" web ")).map(cells).collect()
+    };
+    // the newest and one more are kept: three of five go
+    let said = kept.vmkeep.fails(&["forget", "--keep-daily", "1", "-n"], 1);
+    let forced = kept.vmkeep.ok(&["forget", "--keep-daily", "1", "-n", "--force"]);
+    assert_eq!(rows(&said).len(), 5, "{said}");
+    assert_eq!(rows(&said), rows(&forced), "{said}\n{forced}");
+    let table = said.find("guarded").unwrap_or_else(|| panic!("{said}"));
+    assert!(said.contains("daily 2") && said.contains("newest two"), "{said}");
+    assert!(said.find("more than half").unwrap() > table, "{said}");
+    assert!(said.contains("would forget 3 points") && said.contains("1 guarded would go"), "{said}");
+    assert!(forced.contains("would forget 4 points, 1 guarded"), "{forced}");
+    // by name, and with a hold in the way
+    let said = kept.vmkeep.fails(&["forget", &kept.web[4], "-n"], 1);
+    assert!(rows(&said)[0].contains("guarded") && said.contains("--force"), "{said}");
+    kept.vmkeep.ok(&["hold", &kept.web[0], "--reason", "audit"]);
+    let said = kept.vmkeep.fails(&["forget", &kept.web[0], "-n"], 1);
+    assert!(rows(&said).len() == 1 && said.contains("audit"), "{said}");
+    let refused = kept.vmkeep.command(&["--json", "forget", &kept.web[4], "-n"]).output().unwrap();
+    let lines: Vec<Value> = String::from_utf8(refused.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let summary = lines.iter().find(|line| line["message_type"] == "summary").unwrap();
+    crate::cli::assert_valid("forget", summary);
+    assert_eq!(lines.last().unwrap()["exit_code"], 1);
+}
+
+#[test]
+fn a_dry_run_shows_the_prune_behind_it() {
+    let kept = Kept::new(5, 0);
+    let args = ["forget", &kept.web[0], &kept.web[1], "--prune"];
+    let dry = kept.vmkeep.ok(&[&args[..], &["-n"]].concat());
+    assert!(dry.contains("would drop 2 forgotten points"), "{dry}");
+    let said = kept.vmkeep.ok(&[&args[..], &["-y"]].concat());
+    let of_prune = |said: &str| {
+        let line = said
+            .lines()
+            .find(|line| line.contains("forgotten points and"))
+            .unwrap_or_else(|| panic!("{said}"));
+        line.split("points and").nth(1).unwrap().split(';').next().unwrap().to_owned()
+    };
+    assert_eq!(of_prune(&dry), of_prune(&said));
+}
+
+#[test]
+fn a_tag_does_not_move_the_guards() {
+    let kept = Kept::new(2, 0);
+    let mut tagged = Vec::new();
+    for seed in 10..13 {
+        tagged.push(kept.backup("web", seed, &["--tag", "old"]));
+    }
+    for seed in 20..24 {
+        kept.backup("web", seed, &[]);
+    }
+    let dry = kept.vmkeep.json(&["forget", "--tag", "old", "--keep-last", "1", "-n"]);
+    assert_eq!(ids(&dry["points"]), tagged[..2]);
+}
+
+#[test]
+fn nothing_is_released_where_nothing_was_held() {
+    let kept = Kept::new(2, 0);
+    for args in [vec!["unhold", &kept.web[0]], vec!["unhold", "-n", &kept.web[0]]] {
+        let said = kept.vmkeep.ok(&args);
+        assert!(said.contains("nothing held 1 point") && !said.contains("release"), "{said}");
+        assert!(ids(&kept.vmkeep.json(&args)["points"]).is_empty());
+    }
+    kept.vmkeep.ok(&["hold", &kept.web[1]]);
+    let said = kept.vmkeep.ok(&["unhold", &kept.web[0], &kept.web[1]]);
+    assert!(said.contains("nothing held 1 point") && said.contains("released 1 point"), "{said}");
+    assert!(!kept.vmkeep.ok(&["points"]).contains("held"));
+}

@@ -130,6 +130,17 @@ fn what_was_verified_is_shown_and_not_done_again() {
         said["restored"].as_array().unwrap().iter().map(|disk| disk["blake3"].as_str().unwrap()).collect();
     let expected: Vec<String> = kept.was.iter().map(|was| blake3::hash(was).to_hex().to_string()).collect();
     assert_eq!(hashes, expected);
+    // what looks at less takes nothing back
+    for later in [&["--structure"][..], &["--sample", "1/2"]] {
+        kept.verify(later);
+        assert!(states(&kept).iter().all(|state| state["level"] == "restore"), "{later:?}");
+        assert!(!kept.vmkeep.ok(&["points"]).contains("structure"));
+    }
+    // unless it finds damage
+    let pack = kept.packs().swap_remove(0);
+    fs::remove_file(pack).unwrap();
+    kept.verify(&["--structure"]);
+    assert!(states(&kept).iter().any(|state| state["sound"] == false));
 }
 
 #[test]
@@ -157,6 +168,10 @@ fn a_damaged_chunk_counts_as_absent_and_heals() {
     assert!(kept.vmkeep.ok(&["points"]).contains("damaged"));
     let (again, code) = kept.verify(&["--structure"]);
     assert_eq!((code, &again["damaged_points"]), (4, &said["damaged_points"]), "what is recorded is known");
+    let bad = fs::read_dir(kept.vmkeep.repository().join("bad")).unwrap().next().unwrap().unwrap();
+    let record = kept.vmkeep.json(&["cat", "damage", bad.file_name().to_str().unwrap()]);
+    assert_eq!(record["pack"].as_str(), pack.file_name().unwrap().to_str());
+    assert!(!record["chunks"].as_array().unwrap().is_empty(), "{record}");
     // prune does not delete what is needed to know what is lost
     kept.vmkeep.json_with_code(&["prune"]);
     let old = kept.restored(&kept.points[0].clone(), &["--on-damage", "zero"]);
@@ -198,6 +213,8 @@ fn a_point_is_compared_with_an_image() {
     let name = image.to_str().unwrap();
     let (_, code) = kept.verify(&[&kept.points[1], "--against", name]);
     assert_eq!(code, 0);
+    let said = kept.vmkeep.ok(&["verify", &kept.points[1], "--against", name]);
+    assert!(said.contains("; nothing differs"), "{said}");
     let (said, code) = kept.verify(&[&kept.points[0], "--against", name]);
     assert_eq!((code, &said["disks"][0]["differing"]), (4, &serde_json::json!([[MIB / 2, MIB / 4]])));
     let mut content = kept.content.clone();
@@ -253,4 +270,85 @@ fn what_stays_lost_is_said_by_a_repaired_point() {
     assert_eq!((code, missing), (4, made[0]["lost_bytes"].as_u64().unwrap()));
     let map = fs::read_to_string(target.join("vda.missing")).unwrap();
     assert_eq!(map.lines().count(), said["disks"][0]["missing"].as_array().unwrap().len());
+    // the plainest selectors still name one point, and the copy can be told from it
+    for selector in ["web", "web~0", "web~1", "latest"] {
+        kept.vmkeep.ok(&["show", selector]);
+    }
+}
+
+#[test]
+fn a_map_of_what_is_missing_goes_with_what_was_missing() {
+    let mut kept = Kept::growing(2);
+    flip(&kept.packs().swap_remove(0), 1 << 20);
+    kept.verify(&[]);
+    let target = kept.vmkeep.path("out");
+    let output = target.to_str().unwrap();
+    let restore = ["restore", "web", "-o", output, "--on-damage", "zero", "--force"];
+    kept.vmkeep.fails(&restore, 4);
+    let file = target.join("vda.raw");
+    let to = format!("vda={}", file.display());
+    kept.vmkeep.fails(&["restore", "web", "--to", &to, "--on-damage", "zero", "--force"], 4);
+    let maps = [target.join("vda.missing"), target.join("vda.raw.missing")];
+    assert!(maps.iter().all(|map| map.exists()));
+    kept.backup();
+    kept.vmkeep.ok(&restore);
+    assert!(!maps[0].exists() && fs::read(&file).unwrap() == kept.content);
+    kept.vmkeep.ok(&["restore", "web", "--to", &to, "--force"]);
+    assert!(!maps[1].exists());
+}
+
+#[test]
+fn a_lost_side_file_is_missing_and_said_so() {
+    let repository = crate::fixtures::copy("two_points");
+    let cache = tempfile::tempdir().unwrap();
+    let out = cache.path().join("out");
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(crate::support::VMKEEP);
+        command.arg("-r").arg(repository.path()).args(args);
+        command.env("VMKEEP_CACHE_DIR", cache.path()).env("HOME", cache.path());
+        let output = command.output().unwrap();
+        (crate::support::text(&output), output.status.code().unwrap())
+    };
+    let restore =
+        ["--json", "restore", "latest", "-o", out.to_str().unwrap(), "--force", "--on-damage", "zero"];
+    assert_eq!(run(&restore).1, 0);
+    let (nvram, map) = (out.join("nvram"), out.join("nvram.missing"));
+    let size = fs::metadata(&nvram).unwrap().len();
+    assert!(!map.exists());
+    fs::remove_file(&nvram).unwrap();
+    // the pack of the side file
+    let pack =
+        repository.path().join("packs/11/11de51452776ed6ce3ab4626bf0a6a1a5b274a4a1a1150340f3eb9c6d937e34c");
+    flip(&pack, 8890);
+    let (said, code) = run(&restore);
+    assert_eq!(code, 4, "{said}");
+    let mut lines = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let summary = lines.find(|line| line["message_type"] == "summary").unwrap();
+    crate::cli::assert_valid("restore", &summary);
+    let expected = serde_json::json!([{
+        "file": "nvram", "target": nvram.to_str().unwrap(), "size": size, "missing": [[0, size]],
+    }]);
+    assert_eq!(summary["lost_files"], expected);
+    assert_eq!(fs::read_to_string(&map).unwrap(), format!("0 {size}\n"));
+    assert!(!nvram.exists());
+    let (said, code) = run(&restore[1..]);
+    assert!(code == 4 && said.contains("nvram: lost"), "{said}");
+    flip(&pack, 8890);
+    let (said, code) = run(&restore);
+    assert!(code == 0 && nvram.exists() && !map.exists(), "{said}");
+}
+
+#[test]
+fn a_finding_names_its_object_once() {
+    let kept = Kept::new(2);
+    let index = kept.vmkeep.repository().join("index");
+    let segment = fs::read_dir(index).unwrap().next().unwrap().unwrap().path();
+    flip(&segment, 70);
+    let said = kept.vmkeep.fails(&["verify", "-n"], 4);
+    let name = segment.file_name().unwrap().to_str().unwrap();
+    let line = said
+        .lines()
+        .find(|line| line.starts_with(&format!("index/{name}: ")))
+        .unwrap_or_else(|| panic!("{said}"));
+    assert_eq!(line.matches(name).count(), 1, "{line}");
 }

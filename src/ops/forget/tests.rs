@@ -94,6 +94,28 @@ fn guards_refuse_what_is_likely_a_mistake() {
     let text = |points: &[PointId]| check_guards(&catalog, points, i64::MAX).unwrap_err().to_string();
     assert!(text(&ids[4..5]).contains("newest two"));
     assert!(text(&ids[..4]).contains("more than half"));
+    // by a clock that is behind, all of them are of the future
+    let refused = check_guards(&catalog, &ids[3..], 0).unwrap_err().to_string();
+    assert!(refused.contains("newest two"), "{refused}");
+}
+
+#[test]
+fn a_planned_prune_is_the_one_that_follows() {
+    let storage = MemoryStorage::new();
+    let world = history(storage.clone(), 6);
+    let (ids, silent) = (ids(&world), Recorder::new());
+    let options = PruneOptions { max_unused_permille: 0, ..PruneOptions::default() };
+    let before = storage.objects_for_test();
+    let below = Box::new(storage.clone());
+    let planned = plan_prune(below, None, &environment(), &ids[..4], &options, &silent).unwrap();
+    assert!(storage.objects_for_test() == before, "nothing is changed");
+    forget(&world.repository, &ids[..4], "test", false, &silent).unwrap();
+    let dry = PruneOptions { dry_run: true, ..options.clone() };
+    assert_eq!(planned, prune(&world.repository, &dry, &silent).unwrap());
+    let done = prune(&world.repository, &options, &silent).unwrap();
+    let dropped = |report: &PruneReport| report.dropped_points.iter().copied().collect::<BTreeSet<_>>();
+    assert_eq!((dropped(&planned), &planned.packs), (dropped(&done), &done.packs));
+    assert_eq!(done.dropped_points.len(), 4);
 }
 
 #[test]

@@ -63,13 +63,33 @@ pub struct RestoredDisk {
     pub missing: Vec<(u64, u64)>,
 }
 
+/// A side file of which something is lost. It was not written: half of a firmware's variables is worse than none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LostFile {
+    pub file: String,
+    pub target: PathBuf,
+    /// Bytes of the file.
+    pub size: u64,
+    /// What was not written: all of it.
+    pub missing: Vec<(u64, u64)>,
+}
+
 /// What was restored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct RestoreReport {
     pub disks: Vec<RestoredDisk>,
-    /// Side files: XML, firmware variables.
+    /// Side files: XML, firmware variables; maps of what is missing.
     pub files: Vec<PathBuf>,
+    /// Side files that are not there.
+    pub lost_files: Vec<LostFile>,
     pub dry_run: bool,
+}
+
+impl RestoreReport {
+    /// Returns true if nothing is missing.
+    pub fn is_whole(&self) -> bool {
+        self.lost_files.is_empty() && self.disks.iter().all(|disk| disk.missing.is_empty())
+    }
 }
 
 /// A target as what takes content.
@@ -123,14 +143,13 @@ pub fn restore(
             }
             RestoreOutput::Targets(_) => None,
         };
-        if let (false, Some(map)) = (missing.is_empty(), map) {
-            target::write_small_file(&map, missing_map(&missing).as_bytes(), options.force)?;
-            report.files.push(map);
+        if let (false, Some(map)) = (options.dry_run, map) {
+            report.files.extend(settle_map(map, &missing, options.force)?);
         }
         report.disks.push(RestoredDisk { disk, target: path, size, data_bytes, missing });
     }
     if let RestoreOutput::Directory(dir) = &options.output {
-        report.files.extend(restore_side_files(repository, &reader, record, dir, options, monitor)?);
+        restore_side_files(repository, &reader, record, dir, options, monitor, &mut report)?;
     }
     Ok(report)
 }
@@ -172,6 +191,21 @@ fn missing_map(missing: &[(u64, u64)]) -> String {
     missing.iter().map(|(start, len)| format!("{start} {len}\n")).collect()
 }
 
+/// Writes the map of what is missing, or removes the one that an earlier restore left: it would be wrong beside what is whole.
+fn settle_map(map: PathBuf, missing: &[(u64, u64)], force: bool) -> Result<Option<PathBuf>> {
+    if !missing.is_empty() {
+        target::write_small_file(&map, missing_map(missing).as_bytes(), force)?;
+        return Ok(Some(map));
+    }
+    // without force, what is there is not ours to remove
+    match if force { std::fs::remove_file(&map) } else { Ok(()) } {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", map.display(), source))
+        }
+        _ => Ok(None),
+    }
+}
+
 fn restore_disk(
     repository: &Repository,
     reader: &ChunkReader<'_>,
@@ -199,8 +233,8 @@ fn restore_side_files(
     dir: &Path,
     options: &RestoreOptions,
     monitor: &dyn Monitor,
-) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
+    report: &mut RestoreReport,
+) -> Result<()> {
     let xml = [("domain.xml", &record.xml_inactive), ("domain-live.xml", &record.xml_live)];
     for (name, content) in xml {
         let Some(content) = content else { continue };
@@ -208,27 +242,34 @@ fn restore_side_files(
         if !options.dry_run {
             target::write_small_file(&path, content.as_bytes(), options.force)?;
         }
-        files.push(path);
+        report.files.push(path);
     }
     for file in &record.files {
         let path = dir.join(&file.name);
+        let mut missing = Vec::new();
         if !options.dry_run {
             let target = open_target(&path, file.manifest.size, ImageFormat::Raw, options.force, monitor)?;
             let sink = Target(target.as_ref());
             let read = read_disk(repository, reader, &file.manifest, &sink, OnDamage::Fail, monitor, &|_| {});
             match read.and_then(|_| target.finish(monitor)) {
                 Ok(()) => {}
-                // half of a firmware's variables is worse than none; the disks are what matters
                 Err(error) if options.on_damage == OnDamage::Zero && error.is_damage() => {
                     monitor.warn(&format!("{} is lost: {error}", path.display()));
-                    continue;
+                    missing.push((0, file.manifest.size));
                 }
                 Err(error) => {
                     return Err(error).context(|| format!("while restoring {}", path.display()));
                 }
             }
+            let map = dir.join(format!("{}.missing", file.name));
+            report.files.extend(settle_map(map, &missing, options.force)?);
         }
-        files.push(path);
+        if missing.is_empty() {
+            report.files.push(path);
+        } else {
+            let (file, size) = (file.name.clone(), file.manifest.size);
+            report.lost_files.push(LostFile { file, target: path, size, missing });
+        }
     }
-    Ok(files)
+    Ok(())
 }

@@ -2,15 +2,18 @@
 //!
 //! Points are grouped (by domain, unless asked otherwise), each group is looked at from its newest point back, and
 //! each rule keeps the newest point of so many of its periods; a point stays if any rule keeps it. A point that
-//! is dated in the future is left alone: it is neither dropped nor counted as the newest of anything.
+//! is dated in the future is left alone: it is neither dropped nor counted as the newest of anything. A copy that a
+//! repair made of a damaged point stays as long as that one does, and counts with it as one point.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, ZonedDateTime};
 use serde::Serialize;
 
+use crate::format::point::PointRecord;
 use crate::id::PointId;
+use crate::ops::repaired::copies;
 use crate::repo::PointEntry;
 
 /// How many periods a rule keeps a point of.
@@ -112,20 +115,28 @@ pub struct Decision {
     pub keep: bool,
     /// Why it is kept; empty if it is not.
     pub reasons: Vec<String>,
+    /// What protects it, in words, where nothing else keeps it: then it goes only by force.
+    pub guards: Vec<&'static str>,
 }
 
 /// Why points that a policy does not keep stay unless `--force` is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
     NewestTwo,
+    /// Where others seem to be of the future: a clock is wrong, theirs or ours.
+    NewestTwoByNow,
     LastVerified,
 }
+
+/// What protects which point.
+pub type Guards = BTreeMap<PointId, Vec<Guard>>;
 
 impl Guard {
     /// Returns it in words.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NewestTwo => "one of the newest two of its domain",
+            Self::NewestTwoByNow => "one of the newest two of its domain that are not dated in the future",
             Self::LastVerified => "the last of its domain that was verified",
         }
     }
@@ -133,23 +144,30 @@ impl Guard {
 
 /// Returns the points that are protected, by domain: the newest two, and the last one that was verified.
 ///
-/// `points` are oldest first; those dated in the future do not count.
-pub fn guarded(
-    points: &[PointEntry],
-    now_ms: i64,
-    facts: &dyn Fn(PointId) -> Facts,
-) -> BTreeMap<PointId, Vec<Guard>> {
-    let mut by_domain: BTreeMap<&str, Vec<PointId>> = BTreeMap::new();
-    for entry in points.iter().filter(|entry| entry.record.time_ms <= now_ms) {
-        by_domain.entry(&entry.record.domain).or_default().push(entry.record.id);
+/// `points` are all there are, oldest first: their order counts, not this host's clock, which may be behind. Where some
+/// are dated in the future, what would be protected without them is protected too. A copy of a damaged point that is
+/// still there is not: it holds nothing that that one does not hold.
+pub fn guarded(points: &[PointEntry], now_ms: i64, facts: &dyn Fn(PointId) -> Facts) -> Guards {
+    let copies = copies(points);
+    let mut by_domain: BTreeMap<&str, Vec<&PointRecord>> = BTreeMap::new();
+    for record in points.iter().map(|entry| &entry.record).filter(|record| !copies.contains_key(&record.id)) {
+        by_domain.entry(&record.domain).or_default().push(record);
     }
-    let mut guards: BTreeMap<PointId, Vec<Guard>> = BTreeMap::new();
-    for ids in by_domain.values() {
-        for id in ids.iter().rev().take(2) {
-            guards.entry(*id).or_default().push(Guard::NewestTwo);
-        }
-        if let Some(id) = ids.iter().rev().find(|id| facts(**id).verified) {
-            guards.entry(*id).or_default().push(Guard::LastVerified);
+    let mut guards = Guards::new();
+    for all in by_domain.values() {
+        let by_now: Vec<&PointRecord> =
+            all.iter().copied().filter(|record| record.time_ms <= now_ms).collect();
+        for (records, newest) in [(all, Guard::NewestTwo), (&by_now, Guard::NewestTwoByNow)] {
+            let two = records.iter().rev().take(2).map(|record| (record.id, newest));
+            let verified = records.iter().rev().find(|record| facts(record.id).verified);
+            for (id, guard) in two.chain(verified.map(|record| (record.id, Guard::LastVerified))) {
+                let known = guards.entry(id).or_default();
+                let is_said = known.contains(&guard)
+                    || guard == Guard::NewestTwoByNow && known.contains(&Guard::NewestTwo);
+                if !is_said {
+                    known.push(guard);
+                }
+            }
         }
     }
     guards
@@ -202,32 +220,32 @@ impl Rule {
 
 /// Returns what becomes of each point, in the order given (oldest first). `now` gives days and weeks their zone.
 ///
-/// Held points are kept whatever the policy says; guarded ones are kept unless `force`.
+/// Held points are kept whatever the policy says; guarded ones are kept unless `force`. The guards are those of all points,
+/// of which `points` may be a part.
 pub fn decide(
     points: &[PointEntry],
     policy: &Policy,
+    guards: &Guards,
     facts: &dyn Fn(PointId) -> Facts,
     now: &ZonedDateTime,
     force: bool,
 ) -> Vec<Decision> {
     let now_ms = now.timestamp().as_millisecond();
-    let guards = if force { BTreeMap::new() } else { guarded(points, now_ms, facts) };
+    let copies = copies(points);
     let mut groups: BTreeMap<GroupKey<'_>, Vec<usize>> = BTreeMap::new();
     for (number, entry) in points.iter().enumerate() {
         let domain = policy.group_by.domain.then_some(entry.record.domain.as_str());
         let tags = policy.group_by.tags.then(|| sorted(&entry.record.tags));
         groups.entry((domain, tags)).or_default().push(number);
     }
-    let mut decisions: Vec<Decision> = points
-        .iter()
-        .map(|entry| Decision { point: entry.record.id, keep: false, reasons: Vec::new() })
-        .collect();
+    let mut decisions: Vec<Decision> =
+        points.iter().map(|entry| Decision::drop(entry.record.id, &Guards::new())).collect();
+    let counts = |number: &usize| {
+        let record = points.get(*number).map(|entry| &entry.record);
+        record.is_some_and(|record| record.time_ms <= now_ms && !copies.contains_key(&record.id))
+    };
     for members in groups.values() {
-        let present: Vec<usize> = members
-            .iter()
-            .copied()
-            .filter(|number| points.get(*number).is_some_and(|entry| entry.record.time_ms <= now_ms))
-            .collect();
+        let present: Vec<usize> = members.iter().copied().filter(counts).collect();
         for (number, reason) in kept_by_rules(points, &present, policy, now.time_zone()) {
             if let Some(decision) = decisions.get_mut(number) {
                 decision.reasons.push(reason);
@@ -241,13 +259,39 @@ pub fn decide(
         let tags = entry.record.tags.iter().filter(|tag| policy.tags.contains(tag));
         decision.reasons.extend(tags.map(|tag| format!("tag {tag}")));
         decision.reasons.extend(facts(decision.point).held);
-        let guards = guards.get(&decision.point).map(Vec::as_slice).unwrap_or_default();
         if decision.reasons.is_empty() {
-            decision.reasons.extend(guards.iter().map(|guard| guard.as_str().to_owned()));
+            decision.guards = words(guards, decision.point);
+            let kept_by = decision.guards.iter().filter(|_| !force).map(|guard| (*guard).to_owned());
+            decision.reasons.extend(kept_by);
         }
         decision.keep = !decision.reasons.is_empty();
     }
+    keep_copies(&mut decisions, &copies);
     decisions
+}
+
+/// A copy stays with the point that it was made of.
+fn keep_copies(decisions: &mut [Decision], copies: &BTreeMap<PointId, PointId>) {
+    let kept: BTreeSet<PointId> =
+        decisions.iter().filter(|decision| decision.keep).map(|decision| decision.point).collect();
+    for decision in decisions.iter_mut().filter(|decision| !decision.keep) {
+        if let Some(original) = copies.get(&decision.point).filter(|original| kept.contains(*original)) {
+            decision.keep = true;
+            decision.reasons.push(format!("repaired from {}, which stays", original.short()));
+        }
+    }
+}
+
+fn words(guards: &Guards, point: PointId) -> Vec<&'static str> {
+    let guards = guards.get(&point).map(Vec::as_slice).unwrap_or_default();
+    guards.iter().map(|guard| guard.as_str()).collect()
+}
+
+impl Decision {
+    /// Returns that a point goes, with what protects it unless there is force.
+    pub fn drop(point: PointId, guards: &Guards) -> Self {
+        Self { point, keep: false, reasons: Vec::new(), guards: words(guards, point) }
+    }
 }
 
 fn sorted(tags: &[String]) -> Vec<&str> {

@@ -23,9 +23,19 @@ fn no_facts(_: PointId) -> Facts {
     Facts::default()
 }
 
+fn decided(
+    points: &[PointEntry],
+    policy: &Policy,
+    facts: &dyn Fn(PointId) -> Facts,
+    force: bool,
+) -> Vec<Decision> {
+    let guards = guarded(points, now().timestamp().as_millisecond(), facts);
+    decide(points, policy, &guards, facts, &now(), force)
+}
+
 /// The numbers of the kept points.
 fn kept(points: &[PointEntry], policy: &Policy, force: bool) -> Vec<usize> {
-    let decisions = decide(points, policy, &no_facts, &now(), force);
+    let decisions = decided(points, policy, &no_facts, force);
     (0..).zip(decisions).filter(|(_, decision)| decision.keep).map(|(number, _)| number).collect()
 }
 
@@ -91,11 +101,59 @@ fn guards_keep_the_newest_two_and_the_last_verified() {
     assert_eq!(kept(&points, &policy, false), [4, 5]);
     let verified = points[2].record.id;
     let facts = |id: PointId| Facts { verified: id == verified, held: None };
-    let decisions = decide(&points, &policy, &facts, &now(), false);
+    let decisions = decided(&points, &policy, &facts, false);
     assert_eq!(decisions[2].reasons, [Guard::LastVerified.as_str()]);
-    assert!(!decide(&points, &policy, &facts, &now(), true)[2].keep, "force sets guards aside");
+    let forced = decided(&points, &policy, &facts, true);
+    assert!(!forced[2].keep, "force sets guards aside");
+    let guards = |decisions: &[Decision]| decisions.iter().map(|one| one.guards.clone()).collect::<Vec<_>>();
+    assert_eq!(guards(&forced), guards(&decisions), "and says so of the same points");
     let held = |id: PointId| Facts { verified: false, held: (id == verified).then(|| "held".into()) };
-    assert!(decide(&points, &policy, &held, &now(), true)[2].keep, "force does not release a hold");
+    assert!(decided(&points, &policy, &held, true)[2].keep, "force does not release a hold");
+}
+
+#[test]
+fn guards_are_those_of_all_points_of_a_domain() {
+    let points = days(6);
+    let policy = counts(&[(Period::Last, 1)]);
+    let guards = guarded(&points, now().timestamp().as_millisecond(), &no_facts);
+    // as a filter by a tag would leave them
+    let some = points[..3].to_vec();
+    let decisions = decide(&some, &policy, &guards, &no_facts, &now(), false);
+    assert_eq!(decisions.iter().filter(|decision| decision.keep).count(), 1, "{decisions:?}");
+}
+
+#[test]
+fn guards_go_by_the_order_of_points_and_not_by_this_hosts_clock() {
+    let points = days(6);
+    let verified = points[4].record.id;
+    let facts = |id: PointId| Facts { verified: id == verified, held: None };
+    for days_behind in [0, 1, 3, 5, 1000] {
+        let now_ms = now().timestamp().as_millisecond() - days_behind * 86_400_000;
+        let guards = guarded(&points, now_ms, &facts);
+        let is_guarded =
+            |number: usize, guard| guards.get(&points[number].record.id).unwrap().contains(&guard);
+        assert!(
+            is_guarded(5, Guard::NewestTwo) && is_guarded(4, Guard::NewestTwo),
+            "{days_behind}: {guards:?}"
+        );
+        assert!(is_guarded(4, Guard::LastVerified), "{days_behind}: {guards:?}");
+    }
+}
+
+#[test]
+fn a_repaired_copy_counts_as_one_with_its_point_and_stays_with_it() {
+    let mut points = days(6);
+    let original = points[4].record.clone();
+    let mut copy = entry([0xcc, 0], "web", original.time_ms, None, &["vda"]);
+    copy.record.tags = vec![format!("repaired-from-{}", original.id)];
+    copy.record.predecessor = Some(original.id);
+    points.insert(5, copy);
+    let policy = counts(&[(Period::Last, 3)]);
+    assert_eq!(kept(&points, &policy, true), [3, 4, 5, 6]);
+    assert_eq!(kept(&points, &counts(&[(Period::Last, 1)]), false), [4, 5, 6]);
+    assert_eq!(kept(&points, &counts(&[(Period::Last, 1)]), true), [6], "and goes with it");
+    points[5].record.predecessor = None;
+    assert_eq!(kept(&points, &policy, true), [4, 5, 6], "a tag alone makes no copy");
 }
 
 #[test]
@@ -111,7 +169,7 @@ fn a_point_from_the_future_is_left_alone() {
 fn reasons_name_rule_and_period() {
     let points = days(3);
     let policy = counts(&[(Period::Daily, 1), (Period::Weekly, 5)]);
-    let decisions = decide(&points, &policy, &no_facts, &now(), true);
+    let decisions = decided(&points, &policy, &no_facts, true);
     assert_eq!(decisions[2].reasons, ["daily 2026-07-07", "weekly 2026-W28"]);
     assert_eq!(decisions[0].reasons, ["weekly 2026-W27"]);
     assert!(decisions[1].reasons.is_empty() && !decisions[1].keep);

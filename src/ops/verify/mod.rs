@@ -235,6 +235,7 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
     let damaged: BTreeSet<PointId> =
         report.findings.iter().flat_map(|finding| &finding.affected).map(|affected| affected.point).collect();
     report.damaged_points = damaged.into_iter().collect();
+    crate::ops::repaired::tell_healed(&points, &mut report);
     let points = points.iter().map(|entry| entry.record.id).collect();
     Ok((report, bad, view, points))
 }
