@@ -107,8 +107,7 @@ pub fn synchronize(
     monitor: &dyn Monitor,
 ) -> Result<()> {
     let mut applied = index.applied()?;
-    let present: HashSet<SegmentId> = listed.iter().copied().collect();
-    if !applied.is_subset(&present) {
+    if !is_within(&applied, listed) {
         index.clear()?;
         applied.clear();
     }
@@ -126,6 +125,19 @@ pub fn synchronize(
         }
     }
     if group.is_empty() { Ok(()) } else { index.apply(&group) }
+}
+
+/// Returns true if the index has segments that are not in `listed`: then [`synchronize`] begins anew.
+///
+/// # Errors
+/// Those of the index.
+pub fn has_others_than(index: &dyn Index, listed: &[SegmentId]) -> Result<bool> {
+    Ok(!is_within(&index.applied()?, listed))
+}
+
+fn is_within(applied: &HashSet<SegmentId>, listed: &[SegmentId]) -> bool {
+    let present: HashSet<SegmentId> = listed.iter().copied().collect();
+    applied.is_subset(&present)
 }
 
 /// Returns where a chunk of a segment is; none if the segment contradicts itself, which a decoded one does not.

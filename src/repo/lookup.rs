@@ -1,7 +1,7 @@
 //! Where chunks are: the local index, kept up to date, and what to do when it is no help.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::catalog::{Catalog, Ended};
 use super::rules::Rule;
@@ -66,9 +66,15 @@ impl Repository {
         Ok((catalog, view))
     }
 
+    /// One at a time: two would write one file, and to a listing that is older than the index it would look as if a prune
+    /// had been there.
     fn synchronize(&self, catalog: &Catalog, monitor: &dyn Monitor) -> Result<()> {
+        let _turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         let listed = self.segments()?;
         let index = self.current_index();
+        // sessions that look something up meanwhile wait: it would seem to be lost
+        let is_filled = !index::has_others_than(index.as_ref(), &listed).unwrap_or(true);
+        let _filling = (!is_filled).then(|| self.filling.write().unwrap_or_else(PoisonError::into_inner));
         if let Err(error) = self.apply_segments(index.as_ref(), &listed, catalog, monitor) {
             if matches!(error, Error::Cancelled) {
                 return Err(error);
@@ -137,19 +143,27 @@ impl Repository {
     /// # Errors
     /// Those of the index, once a rebuild in memory failed too.
     pub(super) fn lookup(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>> {
-        let index = self.current_index();
-        match index.lookup(ids) {
-            Ok(found) => Ok(found),
-            Err(_) => {
-                let silent = crate::monitor::Recorder::new();
-                let fresh = Arc::new(MemoryIndex::default());
-                let catalog = self.catalog(&silent)?;
-                self.apply_segments(fresh.as_ref(), &self.segments()?, &catalog, &silent)?;
-                let found = fresh.lookup(ids);
-                self.replace_index(fresh);
-                found
+        let index = {
+            let _filled = self.filling.read().unwrap_or_else(PoisonError::into_inner);
+            let index = self.current_index();
+            match index.lookup(ids) {
+                Ok(found) => return Ok(found),
+                Err(_) => index,
             }
+        };
+        let _turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current_index();
+        if !Arc::ptr_eq(&current, &index) {
+            // another session has met the same
+            return current.lookup(ids);
         }
+        let silent = crate::monitor::Recorder::new();
+        let fresh = Arc::new(MemoryIndex::default());
+        let catalog = self.catalog(&silent)?;
+        self.apply_segments(fresh.as_ref(), &self.segments()?, &catalog, &silent)?;
+        let found = fresh.lookup(ids);
+        self.replace_index(fresh);
+        found
     }
 
     /// Builds an index of everything that can be found at all: segments whatever became of their owners,
