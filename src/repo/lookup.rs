@@ -232,3 +232,96 @@ fn segment_of_pack(id: PackId, len: u64, header: &PackHeader, table: &PackTable)
         chunks,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::super::reader::ChunkReader;
+    use super::super::session::Session;
+    use super::super::writer::write_session;
+    use super::super::{CreateOptions, Environment, Timing};
+    use super::*;
+    use crate::format::node::ChunkKind;
+    use crate::format::session::{Outcome, SessionKind};
+    use crate::monitor::Recorder;
+    use crate::storage::memory::MemoryStorage;
+
+    /// An index that takes its time, and can be given a segment that the repository does not have.
+    #[derive(Debug, Default)]
+    struct Slow {
+        inner: MemoryIndex,
+        stray: Mutex<Option<SegmentId>>,
+        cleared: AtomicUsize,
+    }
+
+    impl Index for Slow {
+        fn applied(&self) -> Result<HashSet<SegmentId>> {
+            let mut applied = self.inner.applied()?;
+            applied.extend(*self.stray.lock().unwrap());
+            Ok(applied)
+        }
+
+        fn apply(&self, segments: &[(SegmentId, Segment)]) -> Result<()> {
+            std::thread::sleep(Duration::from_millis(50));
+            self.inner.apply(segments)
+        }
+
+        fn clear(&self) -> Result<()> {
+            *self.stray.lock().unwrap() = None;
+            self.cleared.fetch_add(1, Ordering::SeqCst);
+            self.inner.clear()
+        }
+
+        fn lookup(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>> {
+            self.inner.lookup(ids)
+        }
+    }
+
+    #[test]
+    fn nothing_seems_to_be_gone_while_the_index_is_filled_anew() {
+        let environment = Environment {
+            host: "host".into(),
+            boot_id: "boot".into(),
+            process_id: 1,
+            program: "test".into(),
+            now_ms: || 1_000_000,
+            timing: Timing::default(),
+        };
+        let storage = Box::new(MemoryStorage::new());
+        let repository = Repository::create(storage, &CreateOptions::default(), &environment).unwrap();
+        let silent = Recorder::new();
+        let session = Session::begin(&repository, SessionKind::Repair).unwrap();
+        let (_, view) = repository.refresh(&silent).unwrap();
+        let reader = ChunkReader::new(&repository, &view);
+        let id = repository.hasher().chunk_id(ChunkKind::Data, b"content");
+        write_session(&repository, &reader, session.id(), |writer| writer.put_data(id, b"content", None))
+            .unwrap();
+        session.commit(&Outcome::Done).unwrap();
+        let index = Arc::new(Slow::default());
+        repository.replace_index(Arc::clone(&index) as Arc<dyn Index>);
+        repository.refresh(&silent).unwrap();
+        let (is_over, looked) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let looking = scope.spawn(|| {
+                while !is_over.load(Ordering::SeqCst) {
+                    if repository.lookup(&[id]).unwrap()[0].is_empty() {
+                        return false;
+                    }
+                    looked.fetch_add(1, Ordering::SeqCst);
+                }
+                true
+            });
+            for stray in 0..5 {
+                *index.stray.lock().unwrap() = Some(SegmentId::from_bytes([stray; 32]));
+                repository.refresh(&silent).unwrap();
+            }
+            is_over.store(true, Ordering::SeqCst);
+            assert!(looking.join().unwrap());
+        });
+        assert_eq!(index.cleared.load(Ordering::SeqCst), 5);
+        assert!(looked.load(Ordering::SeqCst) > 0);
+    }
+}

@@ -10,9 +10,9 @@
 //!
 //! Waiting for the storage to sync a pack keeps nobody else from computing.
 //!
-//! Sessions of one process that write at the same time share memory ([`share`](super::share)), but no chunks: what two of
-//! them meet at once, each stores for itself. To rely on what another session has not committed yet, one would have to wait
-//! for its end, and to have kept the content for the case that it fails. The next prune drops the copy.
+//! Sessions of one process that write at the same time share memory (module `share`), but no chunks: what two of them meet at
+//! once, each stores for itself. To rely on what another session has not committed yet, one would have to wait for its end,
+//! and to have kept the content for the case that it fails. A prune drops the copy.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
