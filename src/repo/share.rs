@@ -11,7 +11,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use super::reader::FrameCache;
 
 /// So many packs of the target's length may stand in memory while several sessions write.
-const FULL_PACKS: u64 = 2;
+const FULL_PACKS: u64 = 1;
 /// A pack is not ended early before it has this part of the target's length.
 const EARLY_PART: u64 = 8;
 
@@ -214,9 +214,9 @@ mod tests {
         assert_eq!(share.pack_len(800), 800, "alone");
         let second = share.write();
         assert_eq!(share.pack_len(800), 100);
-        packs.remove(1500);
+        packs.remove(2500);
         assert_eq!(share.pack_len(800), 800, "{share:?}");
-        packs.add(1500);
+        packs.add(2500);
         drop(packs);
         assert_eq!(share.pack_len(800), 800, "given up");
         assert_eq!(share.pack_bytes.load(Ordering::SeqCst), 0);
