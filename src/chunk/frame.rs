@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::sync::Mutex;
 
 use zstd::bulk::{Compressor, Decompressor};
 
@@ -123,6 +124,7 @@ impl FrameBuilder {
 }
 
 /// What a worker thread reuses from frame to frame.
+#[derive(Default)]
 struct Workspace {
     compressor: Option<(i32, Compressor<'static>)>,
     /// For a first look at what seems to be noise.
@@ -131,10 +133,11 @@ struct Workspace {
     checked: Vec<u8>,
 }
 
+/// Those that nobody uses now, several MiB each. There are as many as frames were ever encoded at once, which is fewer than
+/// all threads of sessions that write at the same time.
+static WORKSPACES: Mutex<Vec<Workspace>> = Mutex::new(Vec::new());
+
 thread_local! {
-    static WORKSPACE: RefCell<Workspace> = const {
-        RefCell::new(Workspace { compressor: None, probe: None, packed: Vec::new(), checked: Vec::new() })
-    };
     static DECOMPRESSOR: RefCell<Decompressor<'static>> = RefCell::new(Decompressor::default());
 }
 
@@ -157,23 +160,25 @@ impl RawFrame {
     pub fn encode(&mut self, zstd_level: i32) -> Result<EncodedFrame> {
         let chunks = self.framed_chunks();
         let plain = self.with_list();
-        WORKSPACE.with_borrow_mut(|workspace| {
-            let packed = workspace.compress(&plain, zstd_level);
-            let (codec, stored) = match packed {
-                true => (CODEC_ZSTD, workspace.packed.as_slice()),
-                false => (CODEC_STORED, &*plain),
-            };
-            let header = FrameHeader {
-                codec,
-                raw_len: bounded("the frame", plain.len())?,
-                stored_len: bounded("the stored frame", stored.len())?,
-            };
-            let mut bytes = Vec::with_capacity(FRAME_HEADER_LEN + stored.len());
-            bytes.extend_from_slice(&header.encode());
-            bytes.extend_from_slice(stored);
-            check_encoding(&bytes, &plain, &mut workspace.checked)?;
-            Ok(EncodedFrame { bytes, raw_len: header.raw_len, stored_len: header.stored_len, chunks })
-        })
+        let mut workspace = WORKSPACES.lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
+        let packed = workspace.compress(&plain, zstd_level);
+        let (codec, stored) = match packed {
+            true => (CODEC_ZSTD, workspace.packed.as_slice()),
+            false => (CODEC_STORED, &*plain),
+        };
+        let header = FrameHeader {
+            codec,
+            raw_len: bounded("the frame", plain.len())?,
+            stored_len: bounded("the stored frame", stored.len())?,
+        };
+        let mut bytes = Vec::with_capacity(FRAME_HEADER_LEN + stored.len());
+        bytes.extend_from_slice(&header.encode());
+        bytes.extend_from_slice(stored);
+        check_encoding(&bytes, &plain, &mut workspace.checked)?;
+        if let Ok(mut spare) = WORKSPACES.lock() {
+            spare.push(workspace);
+        }
+        Ok(EncodedFrame { bytes, raw_len: header.raw_len, stored_len: header.stored_len, chunks })
     }
 
     /// Returns the frame's plaintext: the list of its chunks, then the chunks. They are copied only where the list

@@ -1,16 +1,23 @@
 //! `vmkeep backup`.
 
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use serde::Serialize;
 use vmkeep::error::{Error, Result};
 use vmkeep::format::point::Level;
+#[cfg(feature = "libvirt")]
+use vmkeep::monitor::{Monitor, TaskId};
 use vmkeep::nbd::NbdUri;
 use vmkeep::ops::RequestedLevel;
+#[cfg(feature = "libvirt")]
+use vmkeep::ops::backup::DomainBackupOptions;
 use vmkeep::ops::backup::{BackupReport, DiskReport, ImageBackupOptions, ImageInput, backup_image};
 use vmkeep::source::image::ImageFileFormat;
 
 use super::exit::Exit;
+#[cfg(feature = "libvirt")]
+use super::progress::Progress;
 use super::views::{self, PointView};
 use super::work::Work;
 use super::{App, units};
@@ -20,11 +27,15 @@ use super::{App, units};
   vmkeep backup web01
   vmkeep backup web01 -l diff --freeze require
   vmkeep backup --all -x hdb --tag nightly
+  vmkeep backup web01 web02 db01 -j 3
   vmkeep backup --file disk.qcow2 --name web01
 
 Levels: auto is inc where a base exists, else full; inc compares with the newest point, diff with the last full, \
 latest with the newest checkpoint and leaves none, copy is a full that leaves none. Whatever the level, the point \
-is complete, and nothing is stored twice.")]
+is complete, and nothing is stored twice.
+
+Several domains are backed up at the same time (-j); what became of each is told in the order in which they are named. \
+Of domains that have no point yet one at a time is taken in, so that what is the same in all of them is stored once.")]
 pub struct Args {
     /// The domains
     #[arg(value_name = "DOMAIN")]
@@ -62,7 +73,10 @@ pub struct Args {
     /// Mark the point
     #[arg(long, value_name = "TAG")]
     tag: Vec<String>,
-    /// Read at most so much a second
+    /// How many domains to back up at the same time [default: as many as there are cores, at most 4]
+    #[arg(short, long, value_name = "N")]
+    jobs: Option<NonZeroU16>,
+    /// Read at most so much a second, of all domains together
     #[arg(long, value_name = "RATE", value_parser = units::parse_rate)]
     limit_read: Option<u64>,
     /// Only say what would be read
@@ -151,7 +165,7 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
                 dry_run: args.dry_run,
             };
             let report = backup_image(&work.repository, &options, &work.progress)?;
-            return finish(args, app, &work, &report);
+            return work.progress.print(|| finish(args, app, &report, false));
         }
         None => Work::open(app)?,
     };
@@ -209,6 +223,7 @@ impl ImageArgs {
             ("--freeze", args.freeze.is_some()),
             ("--pause", args.pause),
             ("--scratch-dir", args.scratch_dir.is_some()),
+            ("--jobs", args.jobs.is_some()),
         ];
         if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
             return Err(Error::Usage(format!("{option} is for domains, not for a single image")));
@@ -224,51 +239,123 @@ fn domains(_args: &Args, _app: &App, _level: RequestedLevel, _work: &Work) -> Re
 
 #[cfg(feature = "libvirt")]
 fn domains(args: &Args, app: &App, level: RequestedLevel, work: &Work) -> Result<Exit> {
-    use vmkeep::ops::backup::{DomainBackupOptions, backup_domain};
+    use vmkeep::ops::backup::{backup_domain, backup_domains};
     use vmkeep::source::domain::Hypervisor;
 
     let named: Vec<String> = args.domains.iter().chain(&args.domain).cloned().collect();
     if named.is_empty() && !args.all {
         return Err(Error::Usage("name a domain, or --all, or an image by --file, --block or --nbd".into()));
     }
-    let freeze = freeze(args.freeze.as_deref().or(app.settings.backup.freeze.as_deref()).unwrap_or("auto"))?;
-    let read_limit = read_limit(args, app)?;
+    let template = template(args, app, level)?;
     work.watch_signals()?;
     let uri = app.settings.connect.as_ref().map(|(uri, _)| uri.as_str());
     let hypervisor = Hypervisor::connect(uri)?;
-    let domains = if args.all { hypervisor.domains()? } else { named };
+    let domains = each_once(if args.all { hypervisor.domains()? } else { named });
+    let jobs = jobs(args, app, domains.len());
     let several = domains.len() > 1;
+    let backup = |domain: &str| {
+        let from = base(args, work, domain)?;
+        // what all of them may read in a second is divided
+        let read_limit = template.read_limit.map(|rate| (rate / jobs as u64).max(1));
+        let options = DomainBackupOptions { domain: domain.to_owned(), from, read_limit, ..template.clone() };
+        if !several {
+            return backup_domain(&work.repository, &hypervisor, &options, &work.progress);
+        }
+        // libvirt's daemon works on few calls of one connection at a time: no guest may stay frozen for another one's
+        let hypervisor = Hypervisor::connect(uri)?;
+        let monitor = OfDomain { progress: &work.progress, domain };
+        backup_domain(&work.repository, &hypervisor, &options, &monitor)
+    };
     let mut worst = Exit::Done;
-    for domain in domains {
-        let backed_up = base(args, work, &domain).and_then(|from| {
-            let options = DomainBackupOptions {
-                domain: domain.clone(),
-                level,
-                reread: args.reread,
-                from,
-                include: either(&args.include, app.settings.backup.include.as_ref()),
-                exclude: either(&args.exclude, app.settings.backup.exclude.as_ref()),
-                freeze,
-                pause: args.pause || app.settings.backup.pause == Some(true),
-                scratch_dir: args.scratch_dir.clone().or_else(|| app.settings.backup.scratch_dir.clone()),
-                tags: tags(args, app),
-                read_limit,
-                dry_run: args.dry_run,
-            };
-            let report = backup_domain(&work.repository, &hypervisor, &options, &work.progress)?;
-            finish(args, app, work, &report)
-        });
-        let exit = match backed_up {
+    let mut ended_by = None;
+    let mut tell = |domain: &str, result: Result<BackupReport>| {
+        let told = result.and_then(|report| work.progress.print(|| finish(args, app, &report, several)));
+        let exit = match told {
             Ok(exit) => exit,
-            Err(error) if !several || matches!(error, Error::Cancelled) => return Err(error),
-            Err(error) => super::exit::report(&app.output, Some(&domain), &error),
+            Err(error) if !several || matches!(error, Error::Cancelled) => {
+                ended_by.get_or_insert(error);
+                return;
+            }
+            Err(error) => work.progress.print(|| super::exit::report(&app.output, Some(domain), &error)),
         };
         // a failure counts more than something incomplete, and the first failure most
         if worst == Exit::Done || (worst == Exit::Incomplete && exit != Exit::Done) {
             worst = exit;
         }
+    };
+    backup_domains(&work.repository, &domains, jobs, &backup, &work.progress, &mut tell)?;
+    ended_by.map_or(Ok(worst), Err)
+}
+
+/// Returns what goes for every domain.
+#[cfg(feature = "libvirt")]
+fn template(args: &Args, app: &App, level: RequestedLevel) -> Result<DomainBackupOptions> {
+    let profile = &app.settings.backup;
+    Ok(DomainBackupOptions {
+        domain: String::new(),
+        level,
+        reread: args.reread,
+        from: None,
+        include: either(&args.include, profile.include.as_ref()),
+        exclude: either(&args.exclude, profile.exclude.as_ref()),
+        freeze: freeze(args.freeze.as_deref().or(profile.freeze.as_deref()).unwrap_or("auto"))?,
+        pause: args.pause || profile.pause == Some(true),
+        scratch_dir: args.scratch_dir.clone().or_else(|| profile.scratch_dir.clone()),
+        tags: tags(args, app),
+        read_limit: read_limit(args, app)?,
+        dry_run: args.dry_run,
+    })
+}
+
+/// Drops names that came before: a domain has one backup at a time.
+#[cfg(feature = "libvirt")]
+fn each_once(domains: Vec<String>) -> Vec<String> {
+    let mut known = std::collections::HashSet::new();
+    domains.into_iter().filter(|domain| known.insert(domain.clone())).collect()
+}
+
+/// Returns how many domains are backed up at the same time.
+#[cfg(feature = "libvirt")]
+fn jobs(args: &Args, app: &App, domains: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    match args.jobs.or(app.settings.backup.jobs) {
+        Some(jobs) => usize::from(jobs.get()).min(domains).max(1),
+        None => vmkeep::ops::backup::default_jobs(cores, domains),
     }
-    Ok(worst)
+}
+
+/// The progress of one domain among others: what it says names the domain.
+#[cfg(feature = "libvirt")]
+struct OfDomain<'a> {
+    progress: &'a Progress,
+    domain: &'a str,
+}
+
+#[cfg(feature = "libvirt")]
+impl Monitor for OfDomain<'_> {
+    fn start(&self, name: &str, total_bytes: u64) -> TaskId {
+        self.progress.start(name, total_bytes)
+    }
+
+    fn advance(&self, task: TaskId, bytes: u64) {
+        self.progress.advance(task, bytes);
+    }
+
+    fn finish(&self, task: TaskId) {
+        self.progress.finish(task);
+    }
+
+    fn warn(&self, message: &str) {
+        self.progress.warn(&format!("{}: {message}", self.domain));
+    }
+
+    fn note(&self, message: &str) {
+        self.progress.note(&format!("{}: {message}", self.domain));
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.progress.is_cancelled()
+    }
 }
 
 #[cfg(feature = "libvirt")]
@@ -296,9 +383,8 @@ fn base(args: &Args, work: &Work, domain: &str) -> Result<Option<vmkeep::ops::le
     Ok(Some(FromBase::Point(entry.record.id)))
 }
 
-/// Tells what was done.
-fn finish(args: &Args, app: &App, work: &Work, report: &BackupReport) -> Result<Exit> {
-    work.progress.clear();
+/// Tells what was done, in one piece: other domains may be at work.
+fn finish(args: &Args, app: &App, report: &BackupReport, several: bool) -> Result<Exit> {
     let strict = args.strict || app.settings.backup.strict == Some(true);
     let is_full = |disk: &&DiskReport| disk.full_reason.is_some();
     let exit =
@@ -307,47 +393,50 @@ fn finish(args: &Args, app: &App, work: &Work, report: &BackupReport) -> Result<
         app.output.json_line(&summary(report))?;
         return Ok(exit);
     }
+    let whose = if several { format!("{}: ", report.record.domain) } else { String::new() };
     for warning in &report.warnings {
-        app.output.remark(&format!("warning: {warning}"));
+        app.output.remark(&format!("warning: {whose}{warning}"));
     }
-    if app.output.quiet {
-        return Ok(exit);
+    if !app.output.quiet {
+        app.output.line(&text(report))?;
     }
+    Ok(exit)
+}
+
+/// Returns the lines that tell of a point.
+fn text(report: &BackupReport) -> String {
     let record = &report.record;
     let verb = if report.dry_run { "would back up" } else { "backed up" };
     let id = if report.dry_run { String::new() } else { format!(" as point {}", record.id.short()) };
-    app.output.line(&format!(
-        "{verb} {}{id}: {}, {}",
-        record.domain,
-        views::level(record.level),
-        views::consistency(record.consistency)
-    ))?;
+    let level = views::level(record.level);
+    let consistency = views::consistency(record.consistency);
+    let mut lines = vec![format!("{verb} {}{id}: {level}, {consistency}", record.domain)];
     for disk in &report.disks {
         let reason = disk.full_reason.as_ref().map(|reason| format!(" (read in full: {reason})"));
-        app.output.line(&format!(
+        lines.push(format!(
             "  {}: {} dirty, {} changed, {} new{}",
             disk.target,
             units::size(disk.stats.dirty_bytes),
             units::size(disk.stats.changed_bytes),
             units::size(disk.stats.new_bytes),
             reason.unwrap_or_default()
-        ))?;
+        ));
     }
     for (disk, reason) in &report.excluded {
-        app.output.line(&format!("  {disk}: left out, {reason}"))?;
+        lines.push(format!("  {disk}: left out, {reason}"));
     }
     if !report.dry_run {
         let since =
             report.stats.since_base_bytes.map(|bytes| format!(", {} since the base", units::size(bytes)));
-        app.output.line(&format!(
+        lines.push(format!(
             "  stored {} and {} of metadata in {}{}",
             units::size(report.stats.stored_bytes),
             units::size(report.stats.metadata_bytes),
             units::duration(report.stats.duration_ms),
             since.unwrap_or_default()
-        ))?;
+        ));
     }
-    Ok(exit)
+    lines.join("\n")
 }
 
 fn summary(report: &BackupReport) -> SummaryView<'_> {
@@ -376,5 +465,16 @@ fn summary(report: &BackupReport) -> SummaryView<'_> {
         excluded: report.excluded.iter().map(|(disk, reason)| ExcludedView { disk, reason }).collect(),
         warnings: &report.warnings,
         dry_run: report.dry_run,
+    }
+}
+
+#[cfg(all(test, feature = "libvirt"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_that_is_named_twice_is_backed_up_once() {
+        let names = ["b", "a", "b", "c", "a"].map(str::to_owned).to_vec();
+        assert_eq!(each_once(names), ["b", "a", "c"]);
     }
 }

@@ -1,6 +1,7 @@
 //! Settings: flag before environment before profile before default; and `config show`, which prints the result.
 
 use std::ffi::OsString;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -63,6 +64,7 @@ pub struct BackupProfile {
     pub scratch_dir: Option<PathBuf>,
     pub tag: Option<Vec<String>>,
     pub limit_read: Option<String>,
+    pub jobs: Option<NonZeroU16>,
     pub strict: Option<bool>,
 }
 
@@ -271,6 +273,7 @@ fn merge_backup(layers: &Layers) -> BackupProfile {
         scratch_dir: layers().find_map(|layer| layer.scratch_dir.clone()),
         tag: layers().find_map(|layer| layer.tag.clone()),
         limit_read: layers().find_map(|layer| layer.limit_read.clone()),
+        jobs: layers().find_map(|layer| layer.jobs),
         strict: layers().find_map(|layer| layer.strict),
     }
 }
@@ -342,7 +345,7 @@ fn views(settings: &Settings) -> Vec<SettingView> {
     ];
     let origin = format!("profile {}", settings.profile);
     let backup = &settings.backup;
-    let sections: [(&'static str, serde_json::Result<serde_json::Value>); 10] = [
+    let sections: [(&'static str, serde_json::Result<serde_json::Value>); 11] = [
         ("backup.level", serde_json::to_value(&backup.level)),
         ("backup.include", serde_json::to_value(&backup.include)),
         ("backup.exclude", serde_json::to_value(&backup.exclude)),
@@ -351,6 +354,7 @@ fn views(settings: &Settings) -> Vec<SettingView> {
         ("backup.scratch-dir", serde_json::to_value(&backup.scratch_dir)),
         ("backup.tag", serde_json::to_value(&backup.tag)),
         ("backup.limit-read", serde_json::to_value(&backup.limit_read)),
+        ("backup.jobs", serde_json::to_value(backup.jobs)),
         ("backup.strict", serde_json::to_value(backup.strict)),
         ("restore.format", serde_json::to_value(&settings.restore.format)),
     ];

@@ -44,6 +44,8 @@ struct State {
     tasks: BTreeMap<u64, Task>,
     /// Of tasks that are over.
     finished_bytes: u64,
+    /// They are shown until a result is printed.
+    finished_bars: Vec<ProgressBar>,
     last_report: Option<Instant>,
 }
 
@@ -114,6 +116,16 @@ impl Progress {
             // a terminal that is gone needs no clearing
             let _ = bars.clear();
         }
+    }
+
+    /// Prints a result while other work goes on: bars that are full go away, the others come back behind it.
+    pub fn print<T>(&self, print: impl FnOnce() -> T) -> T {
+        let Mode::Bars(bars) = &self.mode else { return print() };
+        for bar in std::mem::take(&mut self.state().finished_bars) {
+            bar.finish_and_clear();
+            bars.remove(&bar);
+        }
+        bars.suspend(print)
     }
 
     /// A thread that panicked while it counted leaves numbers that are still good enough to show.
@@ -238,6 +250,7 @@ impl Monitor for Progress {
             if let Some(bar) = &task.bar {
                 bar.finish();
             }
+            state.finished_bars.extend(task.bar);
         }
     }
 
@@ -283,6 +296,7 @@ mod tests {
         progress.advance(b, 1);
         progress.finish(a);
         progress.advance(a, 100);
+        assert_eq!(progress.print(|| "printed"), "printed");
         let state = progress.state();
         assert_eq!((state.finished_bytes, state.tasks.len()), (10, 1));
         assert!(!progress.is_cancelled());

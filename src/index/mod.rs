@@ -109,8 +109,7 @@ pub fn synchronize(
     monitor: &dyn Monitor,
 ) -> Result<()> {
     let mut applied = index.applied()?;
-    let present: HashSet<SegmentId> = listed.iter().copied().collect();
-    if !applied.iter().all(|(id, owner)| present.contains(id) && counts(*owner)) {
+    if !is_within(&applied, listed, counts) {
         index.clear()?;
         applied.clear();
     }
@@ -128,6 +127,28 @@ pub fn synchronize(
         }
     }
     if group.is_empty() { Ok(()) } else { index.apply(&group) }
+}
+
+/// Returns true if the index has segments that are not in `listed`, or whose owners `counts` does not take for committed:
+/// then [`synchronize`] begins anew.
+///
+/// # Errors
+/// Those of the index.
+pub fn has_others_than(
+    index: &dyn Index,
+    listed: &[SegmentId],
+    counts: &dyn Fn(SessionId) -> bool,
+) -> Result<bool> {
+    Ok(!is_within(&index.applied()?, listed, counts))
+}
+
+fn is_within(
+    applied: &HashMap<SegmentId, SessionId>,
+    listed: &[SegmentId],
+    counts: &dyn Fn(SessionId) -> bool,
+) -> bool {
+    let present: HashSet<SegmentId> = listed.iter().copied().collect();
+    applied.iter().all(|(id, owner)| present.contains(id) && counts(*owner))
 }
 
 /// Returns where a chunk of a segment is; none if the segment contradicts itself, which a decoded one does not.

@@ -168,11 +168,18 @@ pub fn hold(
 /// Releases a point from all its holds; returns how many there were.
 ///
 /// # Errors
-/// [`Error::NotFound`] if it is no point (any more); those of the storage.
+/// [`Error::NotFound`] if it is no point (any more); [`Error::Damaged`] if an outcome cannot be read, which may be a hold;
+/// those of the storage.
 pub fn unhold(repository: &Repository, point: PointId, monitor: &dyn Monitor) -> Result<usize> {
     let catalog = repository.catalog(monitor)?;
     if catalog.point(point).is_none() {
         return Err(Error::NotFound { object: format!("point {point}") });
+    }
+    let is_outcome = |name: &ObjectName| matches!(name, ObjectName::Outcome(_));
+    if let Some((name, problem)) = catalog.problems().iter().find(|(name, _)| is_outcome(name)) {
+        return Err(Error::Damaged(format!(
+            "{name} cannot be read and may be a hold of the point: {problem}"
+        )));
     }
     let holds = catalog.holds(point);
     for hold in holds {

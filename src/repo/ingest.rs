@@ -17,6 +17,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::Repository;
 use super::compare::{Comparer, LeafResult, LeafWork, neighbour_gone};
 use super::reader::ChunkReader;
+use super::share::{Permits, Portion};
 use super::writer::{SessionWriter, worker_count};
 use crate::error::{Error, Result};
 use crate::extent::{ByteRange, Payload, RangeSet};
@@ -30,7 +31,7 @@ use crate::source::DiskSource;
 /// Leaves that wait for a worker, and results that wait for the assembler: 1 MiB each by default.
 const LEAF_QUEUE: usize = 4;
 /// Leaves between reader and assembler in all, so that one slow leaf does not let the others pile up: 24 MiB.
-const LEAVES_IN_FLIGHT: usize = 24;
+const LEAVES_IN_FLIGHT: Portion = Portion { most: 24, least: 4 };
 
 /// What to take in.
 pub struct IngestInput<'a> {
@@ -126,13 +127,13 @@ pub fn ingest(
     let limit = input.read_limit;
     let source = &mut *input.source;
     let (zero, data) = (&candidates.zero, &candidates.data);
+    let permits = &Permits::new(&repository.share, LEAVES_IN_FLIGHT);
     let result = std::thread::scope(|scope| {
         let (work_sender, work_receiver) = bounded::<LeafWork>(LEAF_QUEUE);
         let (result_sender, result_receiver) = bounded::<Result<LeafResult>>(LEAF_QUEUE);
-        let (permit_sender, permit_receiver) = bounded::<()>(LEAVES_IN_FLIGHT);
         let producer = scope.spawn(move || {
             let old_leaves = OldLeaves::new(geometry, predecessor.as_ref(), reader, zero)?;
-            let mut leaves = LeafMaker::new(geometry, size, old_leaves, work_sender, permit_sender);
+            let mut leaves = LeafMaker::new(geometry, size, old_leaves, work_sender, permits);
             let mut feed = |range: ByteRange, payload: Payload| {
                 throttle(limit, range.len());
                 monitor.advance(task, range.len());
@@ -147,7 +148,7 @@ pub fn ingest(
         }
         drop((work_receiver, result_sender));
         let map = NewMap { geometry, size, predecessor };
-        let assembled = assemble(&map, reader, writer, result_receiver, permit_receiver, monitor);
+        let assembled = assemble(&map, reader, writer, result_receiver, permits, monitor);
         let produced = producer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (produced, assembled) {
             // `Cancelled` of one side may only mean that the other side has failed
@@ -237,7 +238,7 @@ struct LeafMaker<'a> {
     size: u64,
     old_leaves: OldLeaves<'a>,
     work: Sender<LeafWork>,
-    permits: Sender<()>,
+    permits: &'a Permits<'a>,
     sequence: u64,
     open: Option<LeafWork>,
 }
@@ -248,7 +249,7 @@ impl<'a> LeafMaker<'a> {
         size: u64,
         old_leaves: OldLeaves<'a>,
         work: Sender<LeafWork>,
-        permits: Sender<()>,
+        permits: &'a Permits<'a>,
     ) -> Self {
         Self { geometry, size, old_leaves, work, permits, sequence: 0, open: None }
     }
@@ -325,7 +326,9 @@ impl<'a> LeafMaker<'a> {
         let Some(mut work) = self.open.take() else { return Ok(()) };
         work.pieces.sort_unstable_by_key(|(range, _)| *range);
         self.sequence += 1;
-        self.permits.send(()).map_err(neighbour_gone)?;
+        if !self.permits.take() {
+            return Err(Error::Cancelled);
+        }
         self.work.send(work).map_err(neighbour_gone)
     }
 
@@ -388,9 +391,10 @@ fn assemble(
     reader: &ChunkReader<'_>,
     writer: &mut SessionWriter<'_>,
     results: Receiver<Result<LeafResult>>,
-    permits: Receiver<()>,
+    permits: &Permits<'_>,
     monitor: &dyn Monitor,
 ) -> Result<(Manifest, u64)> {
+    let _closing = permits.close_at_end();
     let writer = RefCell::new(writer);
     let mut nodes = Nodes(&writer);
     let predecessor = map.predecessor;
@@ -404,7 +408,7 @@ fn assemble(
         early.insert(result.work.sequence, result);
         while let Some(result) = early.remove(&next) {
             next += 1;
-            permits.recv().map_err(neighbour_gone)?;
+            permits.give_back();
             changed_bytes += result.changed.iter().map(ByteRange::len).sum::<u64>();
             for chunk in &result.chunks {
                 let bytes = match result.work.pieces.get(chunk.piece) {

@@ -1,7 +1,7 @@
 //! Where chunks are: the local index, kept up to date, and what to do when it is no help.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::catalog::{Catalog, Ended};
 use super::rules::Rule;
@@ -90,9 +90,16 @@ impl Repository {
         Ok((catalog, view))
     }
 
+    /// One at a time: two would write one file, and to a listing that is older than the index it would look as if a prune
+    /// had been there.
     fn synchronize(&self, catalog: &Catalog, monitor: &dyn Monitor) -> Result<()> {
+        let _turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         let listed = self.segments()?;
         let index = self.current_index();
+        let counts = |owner| self.counts(owner, catalog);
+        // sessions that look something up meanwhile wait: it would seem to be lost
+        let is_filled = !index::has_others_than(index.as_ref(), &listed, &counts).unwrap_or(true);
+        let _filling = (!is_filled).then(|| self.filling.write().unwrap_or_else(PoisonError::into_inner));
         if let Err(error) = self.apply_segments(index.as_ref(), &listed, catalog, monitor) {
             if matches!(error, Error::Cancelled) {
                 return Err(error);
@@ -103,6 +110,16 @@ impl Repository {
             self.replace_index(fresh);
         }
         Ok(())
+    }
+
+    /// Returns true if a session has committed whose segments are in the index; another session of this process may have
+    /// added those of one that is newer than the catalog.
+    fn counts(&self, owner: SessionId, catalog: &Catalog) -> bool {
+        let has_committed = match catalog.ended(owner) {
+            Some(ended) => ended == Ended::Committed,
+            None => self.storage().len(ObjectName::Outcome(owner)).is_ok(),
+        };
+        has_committed || self.breaks(Rule::SegmentsNeedOutcomes)
     }
 
     fn apply_segments(
@@ -124,9 +141,7 @@ impl Repository {
                 Err(error) => Err(error),
             }
         };
-        let breaks = self.breaks(Rule::SegmentsNeedOutcomes);
-        let counts = |owner| breaks || catalog.ended(owner) == Some(Ended::Committed);
-        index::synchronize(index, listed, &counts, &mut load, monitor)
+        index::synchronize(index, listed, &|owner| self.counts(owner, catalog), &mut load, monitor)
     }
 
     /// Returns the ids of all segments that the storage lists.
@@ -163,19 +178,27 @@ impl Repository {
     /// # Errors
     /// Those of the index, once a rebuild in memory failed too.
     pub(super) fn lookup(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>> {
-        let index = self.current_index();
-        match index.lookup(ids) {
-            Ok(found) => Ok(found),
-            Err(_) => {
-                let silent = crate::monitor::Recorder::new();
-                let fresh = Arc::new(MemoryIndex::default());
-                let catalog = self.catalog(&silent)?;
-                self.apply_segments(fresh.as_ref(), &self.segments()?, &catalog, &silent)?;
-                let found = fresh.lookup(ids);
-                self.replace_index(fresh);
-                found
+        let index = {
+            let _filled = self.filling.read().unwrap_or_else(PoisonError::into_inner);
+            let index = self.current_index();
+            match index.lookup(ids) {
+                Ok(found) => return Ok(found),
+                Err(_) => index,
             }
+        };
+        let _turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current_index();
+        if !Arc::ptr_eq(&current, &index) {
+            // another session has met the same
+            return current.lookup(ids);
         }
+        let silent = crate::monitor::Recorder::new();
+        let fresh = Arc::new(MemoryIndex::default());
+        let catalog = self.catalog(&silent)?;
+        self.apply_segments(fresh.as_ref(), &self.segments()?, &catalog, &silent)?;
+        let found = fresh.lookup(ids);
+        self.replace_index(fresh);
+        found
     }
 
     /// Builds an index of everything that can be found at all: segments whatever became of their owners,
@@ -260,5 +283,99 @@ fn segment_of_pack(id: PackId, len: u64, header: &PackHeader, table: &PackTable)
         number: 0,
         packs: vec![SegmentPack { id, kind: header.kind, stored_len: len, frames: table.frames.clone() }],
         chunks,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::super::reader::ChunkReader;
+    use super::super::session::Session;
+    use super::super::writer::write_session;
+    use super::super::{CreateOptions, Environment, Timing};
+    use super::*;
+    use crate::format::node::ChunkKind;
+    use crate::format::session::{Outcome, SessionKind};
+    use crate::monitor::Recorder;
+    use crate::storage::memory::MemoryStorage;
+
+    /// An index that takes its time, and can be given a segment that the repository does not have.
+    #[derive(Debug, Default)]
+    struct Slow {
+        inner: MemoryIndex,
+        stray: Mutex<Option<SegmentId>>,
+        cleared: AtomicUsize,
+    }
+
+    impl Index for Slow {
+        fn applied(&self) -> Result<HashMap<SegmentId, SessionId>> {
+            let mut applied = self.inner.applied()?;
+            applied.extend(self.stray.lock().unwrap().map(|id| (id, SessionId::from_bytes([0; 16]))));
+            Ok(applied)
+        }
+
+        fn apply(&self, segments: &[(SegmentId, Segment)]) -> Result<()> {
+            std::thread::sleep(Duration::from_millis(50));
+            self.inner.apply(segments)
+        }
+
+        fn clear(&self) -> Result<()> {
+            *self.stray.lock().unwrap() = None;
+            self.cleared.fetch_add(1, Ordering::SeqCst);
+            self.inner.clear()
+        }
+
+        fn lookup(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>> {
+            self.inner.lookup(ids)
+        }
+    }
+
+    #[test]
+    fn nothing_seems_to_be_gone_while_the_index_is_filled_anew() {
+        let environment = Environment {
+            host: "host".into(),
+            boot_id: "boot".into(),
+            process_id: 1,
+            program: "test".into(),
+            now_ms: || 1_000_000,
+            timing: Timing::default(),
+        };
+        let storage = Box::new(MemoryStorage::new());
+        let repository = Repository::create(storage, &CreateOptions::default(), &environment).unwrap();
+        let silent = Recorder::new();
+        let session = Session::begin(&repository, SessionKind::Repair).unwrap();
+        let (_, view) = repository.refresh(&silent).unwrap();
+        let reader = ChunkReader::new(&repository, &view);
+        let id = repository.hasher().chunk_id(ChunkKind::Data, b"content");
+        write_session(&repository, &reader, session.id(), |writer| writer.put_data(id, b"content", None))
+            .unwrap();
+        session.commit(&Outcome::Done).unwrap();
+        let index = Arc::new(Slow::default());
+        repository.replace_index(Arc::clone(&index) as Arc<dyn Index>);
+        repository.refresh(&silent).unwrap();
+        let (is_over, looked) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let looking = scope.spawn(|| {
+                while !is_over.load(Ordering::SeqCst) {
+                    if repository.lookup(&[id]).unwrap()[0].is_empty() {
+                        return false;
+                    }
+                    looked.fetch_add(1, Ordering::SeqCst);
+                }
+                true
+            });
+            for stray in 0..5 {
+                *index.stray.lock().unwrap() = Some(SegmentId::from_bytes([stray; 32]));
+                repository.refresh(&silent).unwrap();
+            }
+            is_over.store(true, Ordering::SeqCst);
+            assert!(looking.join().unwrap());
+        });
+        assert_eq!(index.cleared.load(Ordering::SeqCst), 5);
+        assert!(looked.load(Ordering::SeqCst) > 0);
     }
 }

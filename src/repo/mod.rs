@@ -9,6 +9,7 @@
 //! * [`reader`]: chunks, checked against their ids
 //! * [`writer`]: frames, packs and segments of a session
 //! * `compare` and [`ingest`]: from a disk's extents to a manifest
+//! * `share`: what sessions that write at the same time share
 //! * [`heal`]: which ranges of a disk have to be read again because their content is lost
 
 pub mod catalog;
@@ -22,6 +23,7 @@ mod lookup;
 pub mod reader;
 pub(crate) mod rules;
 pub mod session;
+mod share;
 pub mod view;
 pub mod writer;
 
@@ -39,6 +41,7 @@ use crate::index::Index;
 use crate::manifest::Geometry;
 use crate::monitor::Monitor;
 use crate::storage::Storage;
+use share::Share;
 
 pub use catalog::{Catalog, PointEntry};
 pub use compare::is_zero;
@@ -121,6 +124,11 @@ pub struct Repository {
     geometry: Geometry,
     cache_dir: Option<PathBuf>,
     index: RwLock<Arc<dyn Index>>,
+    /// Held by whoever brings the index up to date.
+    updating: Mutex<()>,
+    /// Held for writing while the index is filled anew, and knows less than before.
+    filling: RwLock<()>,
+    share: Share,
     /// Sessions of this process whose abort could not be put: the storage was full, or could not be reached.
     unfinished: Arc<Mutex<Vec<SessionId>>>,
 }
@@ -210,6 +218,9 @@ impl Repository {
             environment: environment.clone(),
             cache_dir: cache_dir.map(Path::to_path_buf),
             index: RwLock::new(Arc::new(crate::index::MemoryIndex::default())),
+            updating: Mutex::default(),
+            filling: RwLock::default(),
+            share: Share::default(),
             unfinished: Arc::default(),
             storage,
             config,

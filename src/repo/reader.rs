@@ -16,7 +16,7 @@ use crate::id::{ChunkId, PackId, RepositoryId, SegmentId};
 use crate::index::{Index, Location, MemoryIndex};
 use crate::manifest::NodeReader;
 
-/// Plaintext of frames that a reader keeps, bytes.
+/// Plaintext of frames that the readers of a repository keep together, bytes.
 const FRAME_CACHE_LEN: usize = 40 << 20;
 /// Decoded nodes that a reader keeps; a leaf has about 2 KiB.
 const NODE_CACHE_COUNT: usize = 4096;
@@ -129,13 +129,33 @@ type Slot = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
 /// By pack and first byte of the frame.
 type RecentFrames = Recent<(PackId, u32), Slot>;
 
+/// The frames that were read last.
+#[derive(Debug)]
+pub(super) struct FrameCache {
+    recent: Mutex<RecentFrames>,
+    /// Memory of frames that nobody has any more: new memory has to be cleared by the system first.
+    spare: Mutex<Vec<Vec<u8>>>,
+}
+
+impl FrameCache {
+    /// Returns the one that the readers of now share. It is gone with the last of them, so that who begins to read then
+    /// reads what is stored.
+    fn of(repository: &Repository) -> Arc<Self> {
+        let mut shared = repository.share.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let recent = Mutex::new(Recent::new(FRAME_CACHE_LEN));
+            let new = Arc::new(Self { recent, spare: Mutex::default() });
+            *shared = Arc::downgrade(&new);
+            new
+        })
+    }
+}
+
 /// Reads chunks of one repository; shared by threads.
 pub struct ChunkReader<'a> {
     repository: &'a Repository,
     view: &'a View,
-    frames: Mutex<RecentFrames>,
-    /// Memory of frames that nobody has any more: new memory has to be cleared by the system first.
-    spare: Mutex<Vec<Vec<u8>>>,
+    frames: Arc<FrameCache>,
     ahead: Mutex<HashMap<PackId, Ahead>>,
     nodes: Mutex<Recent<ChunkId, Arc<Node>>>,
     last_resort: OnceLock<MemoryIndex>,
@@ -171,8 +191,7 @@ impl<'a> ChunkReader<'a> {
         Self {
             repository,
             view,
-            frames: Mutex::new(Recent::new(FRAME_CACHE_LEN)),
-            spare: Mutex::default(),
+            frames: FrameCache::of(repository),
             ahead: Mutex::default(),
             nodes: Mutex::new(Recent::new(NODE_CACHE_COUNT)),
             last_resort: OnceLock::new(),
@@ -379,7 +398,7 @@ impl<'a> ChunkReader<'a> {
         let len = FRAME_HEADER_LEN as u64 + u64::from(entry.stored_len);
         self.fetch_ahead(pack, entry);
         let bytes = self.repository.storage().get_range(name, u64::from(entry.offset), len)?;
-        let mut plain = self.spare.lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
+        let mut plain = self.frames.spare.lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
         chunk::open_frame_into(&bytes, entry, &mut plain).map_err(|fault| Error::malformed(name, fault))?;
         let frame = Arc::new(plain);
         *place = Some(Arc::clone(&frame));
@@ -389,14 +408,14 @@ impl<'a> ChunkReader<'a> {
     /// Returns the place of a frame's plaintext in the cache.
     fn slot(&self, pack: PackId, entry: &FrameEntry) -> Slot {
         let key = (pack, entry.offset);
-        let Ok(mut cache) = self.frames.lock() else { return Slot::default() };
+        let Ok(mut cache) = self.frames.recent.lock() else { return Slot::default() };
         if let Some(slot) = cache.get(&key) {
             return slot;
         }
         let slot = Slot::default();
         let dropped = cache.put(key, Arc::clone(&slot), entry.raw_len as usize);
         drop(cache);
-        if let Ok(mut spare) = self.spare.lock() {
+        if let Ok(mut spare) = self.frames.spare.lock() {
             let plain = |slot: Slot| Arc::try_unwrap(Arc::into_inner(slot)?.into_inner().ok()??).ok();
             let room = MAX_SPARE_FRAMES.saturating_sub(spare.len());
             spare.extend(dropped.into_iter().filter_map(plain).take(room));

@@ -9,6 +9,10 @@
 //! ```
 //!
 //! Waiting for the storage to sync a pack keeps nobody else from computing.
+//!
+//! Sessions of one process that write at the same time share memory (module `share`), but no chunks: what two of them meet at
+//! once, each stores for itself. To rely on what another session has not committed yet, one would have to wait for its end,
+//! and to have kept the content for the case that it fails. A prune drops the copy.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
@@ -17,6 +21,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::reader::ChunkReader;
 use super::rules::Rule;
+use super::share::{PackBytes, Permits, Portion};
 use super::{Repository, random};
 use crate::chunk::{EncodedFrame, FinishedPack, FrameBuilder, PackBuilder, RawFrame};
 use crate::error::{Error, Result};
@@ -33,9 +38,11 @@ const RAW_QUEUE: usize = 4;
 /// Frames that wait for the pack thread: 8 × at most 1.1 MiB.
 const ENCODED_QUEUE: usize = 8;
 /// Frames between body and pack in all, so that one slow worker does not let the others pile up: 12 × 1.1 MiB.
-const FRAMES_IN_FLIGHT: usize = 12;
+const FRAMES_IN_FLIGHT: Portion = Portion { most: 12, least: 2 };
 /// Packs that wait for the storage while one is being put: 32 MiB each by default.
 const PACK_QUEUE: usize = 1;
+/// Behind a pack's target this part of it is room for its last frame and its table.
+const PACK_ROOM: u64 = 8;
 /// Packs that are durable and wait for being listed: a table each.
 const STORED_QUEUE: usize = 4;
 /// Plaintext of a frame of metadata, bytes: nodes are read one by one and hardly compress.
@@ -101,7 +108,7 @@ pub struct SessionWriter<'a> {
     data: FrameBuilder,
     metadata: FrameBuilder,
     frames: Sender<Job<RawFrame>>,
-    permits: Sender<()>,
+    permits: &'a Permits<'a>,
     sequence: u64,
     /// Chunks of this session, which no index knows before the commit: 32 bytes each.
     pending: HashSet<ChunkId>,
@@ -120,7 +127,7 @@ impl<'a> SessionWriter<'a> {
         repository: &Repository,
         reader: &'a ChunkReader<'a>,
         frames: Sender<Job<RawFrame>>,
-        permits: Sender<()>,
+        permits: &'a Permits<'a>,
     ) -> Self {
         Self {
             reader,
@@ -209,7 +216,9 @@ impl<'a> SessionWriter<'a> {
         let sequence = self.sequence;
         self.sequence += 1;
         // the receivers are gone only after a failure, which `write_session` reports in place of this
-        self.permits.send(()).map_err(|_| Error::Cancelled)?;
+        if !self.permits.take() {
+            return Err(Error::Cancelled);
+        }
         self.frames.send(Job { sequence, kind, frame }).map_err(|_| Error::Cancelled)
     }
 
@@ -257,14 +266,17 @@ pub fn write_more<T>(
     // as many segments have a number already
     let number = u32::try_from(before.segments.len()).unwrap_or(u32::MAX);
     let failure = FirstFailure::default();
+    let share = &repository.share;
+    let _writing = share.write();
+    let permits = &Permits::new(share, FRAMES_IN_FLIGHT);
+    let held = &share.count_packs();
     let result = std::thread::scope(|scope| {
         let (raw_sender, raw_receiver) = bounded::<Job<RawFrame>>(RAW_QUEUE);
         let (encoded_sender, encoded_receiver) = bounded::<Job<EncodedFrame>>(ENCODED_QUEUE);
-        let (permit_sender, permit_receiver) = bounded::<()>(FRAMES_IN_FLIGHT);
         let level = repository.config().zstd_level;
         for _ in 0..worker_count() {
             let (frames, encoded, failure) = (raw_receiver.clone(), encoded_sender.clone(), &failure);
-            scope.spawn(move || compress(&frames, &encoded, level, failure));
+            scope.spawn(move || compress(&frames, &encoded, permits, level, failure));
         }
         drop((raw_receiver, encoded_sender));
         let failed = &failure;
@@ -272,15 +284,15 @@ pub fn write_more<T>(
         let (stored_sender, stored_receiver) = bounded::<StoredPack>(STORED_QUEUE);
         let (used_sender, used_receiver) = bounded::<Vec<u8>>(PACK_QUEUE);
         scope.spawn(move || {
-            let packer = Packer::new(repository, pack_sender, used_receiver);
-            let result = packer.run(&encoded_receiver, &permit_receiver);
+            let packer = Packer::new(repository, held, pack_sender, used_receiver);
+            let result = packer.run(&encoded_receiver, permits);
             // where a put thread has failed before, this only follows from it
             result.map_err(|error| failed.set(error))
         });
         for _ in 0..repository.storage().puts_at_once().max(1) {
             let (packs, stored, used) = (pack_receiver.clone(), stored_sender.clone(), used_sender.clone());
             scope.spawn(move || {
-                put_packs(repository, &packs, &stored, &used, failed).map_err(|error| failed.set(error))
+                put_packs(repository, held, &packs, &stored, &used, failed).map_err(|error| failed.set(error))
             });
         }
         drop((pack_receiver, stored_sender, used_sender));
@@ -288,7 +300,7 @@ pub fn write_more<T>(
             let lister = Lister::new(repository, session, number);
             lister.run(&stored_receiver).map_err(|error| failed.set(error))
         });
-        let mut writer = SessionWriter::new(repository, reader, raw_sender, permit_sender);
+        let mut writer = SessionWriter::new(repository, reader, raw_sender, permits);
         let result = body(&mut writer).and_then(|value| writer.flush().map(|()| value));
         let reused = std::mem::take(&mut writer.reused);
         let chunks = std::mem::take(&mut writer.pending);
@@ -317,6 +329,7 @@ pub(super) fn worker_count() -> usize {
 fn compress(
     frames: &Receiver<Job<RawFrame>>,
     encoded: &Sender<Job<EncodedFrame>>,
+    permits: &Permits<'_>,
     level: i32,
     failure: &FirstFailure,
 ) {
@@ -328,7 +341,11 @@ fn compress(
                     return;
                 }
             }
-            Err(error) => return failure.set(error),
+            Err(error) => {
+                // frames behind this one wait for it until the end, and keep their permits
+                drop(permits.close_at_end());
+                return failure.set(error);
+            }
         }
     }
 }
@@ -336,6 +353,7 @@ fn compress(
 /// Collects frames into packs.
 struct Packer<'a> {
     repository: &'a Repository,
+    held: &'a PackBytes<'a>,
     data: Option<PackBuilder>,
     metadata: Option<PackBuilder>,
     packs: Sender<FinishedPack>,
@@ -344,11 +362,17 @@ struct Packer<'a> {
 }
 
 impl<'a> Packer<'a> {
-    fn new(repository: &'a Repository, packs: Sender<FinishedPack>, used: Receiver<Vec<u8>>) -> Self {
-        Self { repository, data: None, metadata: None, packs, used }
+    fn new(
+        repository: &'a Repository,
+        held: &'a PackBytes<'a>,
+        packs: Sender<FinishedPack>,
+        used: Receiver<Vec<u8>>,
+    ) -> Self {
+        Self { repository, held, data: None, metadata: None, packs, used }
     }
 
-    fn run(mut self, frames: &Receiver<Job<EncodedFrame>>, permits: &Receiver<()>) -> Result<()> {
+    fn run(mut self, frames: &Receiver<Job<EncodedFrame>>, permits: &Permits<'_>) -> Result<()> {
+        let _closing = permits.close_at_end();
         // workers finish out of order; frames go into packs in the order of the disk
         let mut early = BTreeMap::new();
         let mut next = 0;
@@ -356,7 +380,7 @@ impl<'a> Packer<'a> {
             early.insert(job.sequence, job);
             while let Some(job) = early.remove(&next) {
                 next += 1;
-                permits.recv().map_err(|_| Error::Cancelled)?;
+                permits.give_back();
                 self.push(job.kind, &job.frame)?;
             }
         }
@@ -379,16 +403,19 @@ impl<'a> Packer<'a> {
         let target = self.repository.config().pack_target_len;
         let repository = self.repository.id();
         let used = self.used.clone();
+        let (share, held) = (&self.repository.share, self.held);
         let slot = self.slot(kind);
         let builder = match slot {
             Some(builder) => builder,
             None => {
-                let memory = used.try_recv().unwrap_or_default();
+                let memory = used.try_recv().unwrap_or_else(|_| pack_memory(target));
                 slot.insert(PackBuilder::reusing(memory, kind, repository, random()?))
             }
         };
         builder.push(frame)?;
-        if builder.is_full(target) {
+        let is_full = builder.is_full(share.pack_len(target));
+        held.add(frame.bytes.len());
+        if is_full {
             self.finish_pack(kind)?;
         }
         Ok(())
@@ -401,11 +428,19 @@ impl<'a> Packer<'a> {
             PackKind::Metadata if !self.repository.breaks(Rule::MetadataTwice) => Some(pack.twin(random()?)?),
             PackKind::Data | PackKind::Metadata => None,
         };
+        self.held.add(twin.as_ref().map_or(0, |twin| twin.bytes.len()));
         for pack in [Some(pack), twin].into_iter().flatten() {
             self.packs.send(pack).map_err(|_| Error::Cancelled)?;
         }
         Ok(())
     }
+}
+
+/// Returns memory for a pack at once. What a short one does not use is never there; and of so much the allocator keeps
+/// nothing for itself when it is freed, as it does of the pieces in which it would grow.
+fn pack_memory(target_len: u64) -> Vec<u8> {
+    let len = target_len.saturating_add(target_len / PACK_ROOM);
+    Vec::with_capacity(usize::try_from(len).unwrap_or(0))
 }
 
 /// A pack that is durable.
@@ -419,6 +454,7 @@ struct StoredPack {
 /// Puts packs until there are no more; hands on what is to be listed, and their memory.
 fn put_packs(
     repository: &Repository,
+    held: &PackBytes<'_>,
     packs: &Receiver<FinishedPack>,
     stored: &Sender<StoredPack>,
     used: &Sender<Vec<u8>>,
@@ -433,8 +469,11 @@ fn put_packs(
         let pack = StoredPack { id, kind, stored_len: bytes.len() as u64, table };
         // the list thread is gone only after a failure
         stored.send(pack).map_err(|_| Error::Cancelled)?;
-        // where nobody takes it, it is freed
-        let _ = used.try_send(bytes);
+        held.remove(bytes.len());
+        if repository.share.is_alone() {
+            // where nobody takes it, it is freed
+            let _ = used.try_send(bytes);
+        }
     }
     Ok(())
 }

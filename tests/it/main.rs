@@ -21,6 +21,7 @@ mod order_of_writes;
 mod power_cut;
 mod readme;
 mod retention;
+mod several;
 mod soak;
 mod support;
 mod verify;

@@ -71,6 +71,8 @@ fn back_up(
 ) -> Result<BackupReport> {
     let (session, catalog, view) = Session::begin_and_look(repository, SessionKind::Backup, monitor)?;
     let points = usable_points(&catalog, &view, &options.domain);
+    // the points of all domains, with their XML
+    drop(catalog);
     let mut plan = levels::plan(&points, options.level, options.reread, options.from.as_ref())?;
     let checkpoint =
         plan.leaves_checkpoint.then(|| checkpoint_name(repository.id(), PointId::from(session.id())));

@@ -6,6 +6,7 @@
 #[cfg(feature = "libvirt")]
 mod domain;
 mod image;
+mod several;
 
 #[cfg(feature = "libvirt")]
 pub(in crate::ops) use domain::compare_request;
@@ -15,6 +16,7 @@ pub use domain::{DomainBackupOptions, backup_domain};
 pub(in crate::ops) use domain::{base_checkpoint, checkpoint_prefix};
 pub(in crate::ops) use image::open as open_image_input;
 pub use image::{ImageBackupOptions, ImageInput, backup_image, backup_source};
+pub use several::{backup_domains, default_jobs};
 
 pub use super::record::{BackupReport, DiskReport};
 use crate::repo::PointEntry;

@@ -33,6 +33,7 @@ const BLOCK: u64 = 4096;
 const DOMAIN: &str = "model";
 
 mod model;
+mod together;
 
 static CLOCK: AtomicI64 = AtomicI64::new(1_000_000);
 
