@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::*;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extent::{ByteRange, Payload, RangeSet};
 use crate::format::point::{Consistency, Level, SourceKind};
 use crate::format::session::SessionKind;
@@ -198,7 +198,12 @@ impl World {
         let (catalog, view) = self.repository.refresh(&silent)?;
         let reader = ChunkReader::new(&self.repository, &view);
         for kept in &self.kept {
-            let Some(entry) = catalog.point(kept.id) else { panic!("point {} is gone", kept.id) };
+            let Some(entry) = catalog.point(kept.id) else {
+                // a fault that a test has made
+                let problem = catalog.problems().iter().find(|(_, problem)| problem.contains("injected"));
+                let Some((name, _)) = problem else { panic!("point {} is gone", kept.id) };
+                return Err(Error::Damaged(format!("{name} cannot be read")));
+            };
             let record = &entry.record;
             let disks =
                 record.disks.iter().map(|disk| (&disk.target, &disk.manifest, &*kept.contents[&disk.target]));

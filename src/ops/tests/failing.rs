@@ -242,7 +242,11 @@ fn whichever_operation_fails_and_however() {
                 let faults = OPERATIONS.into_iter().flat_map(|op| Fault::ALL.map(|fault| (op, fault)));
                 for (_, (operation, fault)) in faults.enumerate().filter(|(no, _)| no % 2 == part) {
                     for at in 0.. {
-                        if !check(operation, fault, at, before, None) {
+                        let checked = || check(operation, fault, at, before, None);
+                        let checked = catch_unwind(AssertUnwindSafe(checked)).unwrap_or_else(|panic| {
+                            panic!("{operation:?}, {fault:?} at {at}: {}", text_of(panic.as_ref()))
+                        });
+                        if !checked {
                             break;
                         }
                         count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
