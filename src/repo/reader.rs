@@ -222,13 +222,13 @@ impl<'a> ChunkReader<'a> {
         Ok(found)
     }
 
-    /// Returns a pack in which a chunk should be, whether or not it can be read from there.
+    /// Returns the packs in which a chunk should be, whether or not it can be read from there.
     ///
     /// # Errors
     /// As [`ChunkReader::locate`].
-    pub fn hinted_pack(&self, id: ChunkId) -> Result<Option<PackId>> {
+    pub fn hinted_packs(&self, id: ChunkId) -> Result<Vec<PackId>> {
         let places = self.repository.lookup(&[id])?.pop().unwrap_or_default();
-        Ok(places.first().map(|place| place.pack))
+        Ok(places.iter().map(|place| place.pack).collect())
     }
 
     /// Returns a reader that also finds the metadata that a session has put and not yet committed. It reads what `view`

@@ -142,6 +142,11 @@ impl View {
         self.bad.keys().copied()
     }
 
+    /// Returns true if a damage record condemns everything in a pack.
+    pub fn is_condemned_whole(&self, pack: PackId) -> bool {
+        self.bad.get(&pack) == Some(&Bad::Whole)
+    }
+
     /// Returns true if a damage record condemns a chunk in a pack.
     pub fn is_condemned(&self, pack: PackId, id: &ChunkId) -> bool {
         match self.bad.get(&pack) {

@@ -9,7 +9,7 @@ use vmkeep::extent::{ByteRange, RangeSet};
 use vmkeep::format::name::{Folder, ObjectName};
 use vmkeep::format::pack::{PACK_HEADER_LEN, PackHeader, PackKind};
 use vmkeep::format::point::PointRecord;
-use vmkeep::format::session::{Damage, Mark, OUTSIDE_CHUNKS, Outcome, SessionKind, SessionRecord};
+use vmkeep::format::session::{Damage, Mark, OUTSIDE_CHUNKS, SessionKind, SessionRecord};
 use vmkeep::id::{PackId, PointId, SegmentId, SessionId};
 use vmkeep::monitor::Recorder;
 use vmkeep::ops::RequestedLevel;
@@ -90,7 +90,7 @@ impl Small {
         // what others leave that are at work, or were killed
         let dead = SessionId::from_bytes([7; 16]);
         let pack = small.objects().into_iter().find_map(|name| match name {
-            ObjectName::Pack(id) => Some(id),
+            ObjectName::Pack(id) if small.right_without(name) == 0 => Some(id),
             _ => None,
         });
         let pack = pack.unwrap();
@@ -214,24 +214,22 @@ impl Small {
             // older repositories have none
             | ObjectName::ConfigCopy => true,
             ObjectName::Outcome(session) => {
-                let repository = self.open().unwrap();
-                let bytes = self.storage.get(name, u64::MAX).unwrap();
-                if let Ok(Outcome::Point { .. }) = Outcome::from_object(&bytes, repository.id()) {
-                    return false;
-                }
-                let mut segments = repository.segments().unwrap().into_iter();
-                !segments.any(|id| repository.load_segment(id).unwrap().owner == session)
+                let catalog = self.open().unwrap().catalog(&Recorder::new()).unwrap();
+                let mut points = catalog.points().iter().chain(catalog.forgotten());
+                !points.any(|entry| SessionId::from(entry.record.id) == session) && self.prunes_without(name)
             }
-            // what it lists no point needs, or only a forgotten one: a prune goes on without it
-            ObjectName::Segment(_) => {
-                let storage = self.storage.snapshot();
-                storage.tamper(name, |_| None);
-                let without = Repository::open(Box::new(storage), None, &environment(), &Recorder::new());
-                let options = PruneOptions { dry_run: true, ..PruneOptions::default() };
-                prune(&without.unwrap(), &options, &Recorder::new()).is_ok()
-            }
+            ObjectName::Segment(_) => self.prunes_without(name),
             _ => false,
         }
+    }
+
+    /// Returns true if no point that is shown needs what an object lists, or makes count: a prune would go on without it.
+    fn prunes_without(&self, name: ObjectName) -> bool {
+        let storage = self.storage.snapshot();
+        storage.tamper(name, |_| None);
+        let without = Repository::open(Box::new(storage), None, &environment(), &Recorder::new());
+        let options = PruneOptions { dry_run: true, ..PruneOptions::default() };
+        prune(&without.unwrap(), &options, &Recorder::new()).is_ok()
     }
 
     /// Returns true for the outcome of a session that committed something else than a point.

@@ -191,3 +191,42 @@ fn a_prune_that_meets_the_end_of_the_space() {
     }
     assert!(Path::new(&world.repository()).join("reserve").exists(), "the reserve is back");
 }
+
+/// A verify that records, holds, second thoughts and repairs, with less than they need.
+#[test]
+fn what_else_meets_the_end_of_the_space() {
+    let Some(mut world) = World::new() else { return };
+    for seed in 0..3 {
+        world.backup(seed, 4 << 20).unwrap();
+    }
+    let mut failed = 0;
+    for free in [0u64, 4, 8, 40] {
+        let (held, hidden) = (world.kept[0].0.clone(), world.kept[1].0.clone());
+        world.run(&["forget", "-y", "--force", &hidden]).unwrap();
+        let segment = fs::read_dir(world.repository().join("index")).unwrap().next().unwrap().unwrap().path();
+        for args in [
+            ["verify", "--data"].as_slice(),
+            &["hold", &held],
+            &["unhold", &held],
+            &["undelete", &hidden],
+            &["repair", "index"],
+            &["repair", "points"],
+        ] {
+            if args[1] == "index" {
+                fs::remove_file(&segment).unwrap();
+            }
+            world.small.leave(free << 10);
+            let said = world.run(args);
+            world.small.empty();
+            if let Err(said) = said {
+                assert!(said.contains("No space left"), "{args:?}: {said}");
+                failed += 1;
+                // one that had nothing left to do but to say that it was done has nothing to do now
+                let again = world.run(args);
+                assert!(again.is_ok() || args[0] == "undelete", "{args:?}: {again:?}");
+            }
+        }
+        world.check();
+    }
+    assert!(failed >= 8, "only {failed} met the end of the space");
+}

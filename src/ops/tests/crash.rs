@@ -15,7 +15,7 @@ use crate::ops::RequestedLevel;
 use crate::ops::backup::tests::{Kept, World, environment, write};
 use crate::ops::forget::{forget, hold, undelete, unhold};
 use crate::ops::prune::{PruneOptions, prune};
-use crate::ops::repair::{PacksOptions, repair_index, repair_packs};
+use crate::ops::repair::{PacksOptions, repair_index, repair_packs, repair_points};
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use crate::repo::rules::Rule;
 use crate::repo::{CreateOptions, Environment, Repository, Timing};
@@ -166,6 +166,19 @@ fn repairs(writer: &mut Writer) {
     // the lost pack is still named by its segment
     writer.prune();
     writer.mended();
+    for is_spoilt in [false, true] {
+        let point = writer.world.kept.remove(0);
+        let name = ObjectName::Outcome(point.id.into());
+        writer.lose(name);
+        if is_spoilt {
+            writer.storage.put_new(name, b"spoilt").unwrap();
+            writer.promise();
+        }
+        let report = repair_points(&writer.world.repository, false, &silent).unwrap();
+        assert_eq!(report.brought_back, [point.id]);
+        writer.world.kept.insert(0, point);
+        writer.mended();
+    }
 }
 
 impl History {
@@ -229,6 +242,7 @@ impl History {
         let broken = self.is_broken(cut);
         if broken {
             repair_index(&world.repository, false, &Recorder::new()).unwrap();
+            repair_points(&world.repository, false, &Recorder::new()).unwrap();
         }
         look(world, broken);
         world.backup(RequestedLevel::Auto);
@@ -248,6 +262,10 @@ impl History {
         let mut second = self.promised(cut, repository, &[]);
         second.backup(RequestedLevel::Auto);
         let made = second.kept.last().cloned();
+        if broken {
+            repair_index(&second.repository, false, &Recorder::new()).unwrap();
+            repair_points(&second.repository, false, &Recorder::new()).unwrap();
+        }
         prune(&second.repository, &PruneOptions::default(), &Recorder::new()).unwrap();
         for part in 0..4u64 {
             let at = storage.len() * (1 + part as usize * 2 + cut % 2) / 9;

@@ -151,14 +151,13 @@ impl Walker<'_, '_> {
                 continue;
             }
             self.faults += 1;
-            if self.is_unlisted(ChunkKind::Data, id, end)? {
-                continue;
-            }
             // the index may remember a segment that cannot be read any more
-            let listed = places.iter().find(|place| self.bad.listed.contains(&place.pack));
-            let known_place = match listed {
-                Some(place) => Some(place.pack),
-                None => self.reader.hinted_pack(id)?,
+            let is_listed = |pack: &PackId| self.bad.listed.contains(pack);
+            let mut packs = places.iter().map(|place| place.pack).chain(self.reader.hinted_packs(id)?);
+            let known_place = match (packs.find(is_listed), self.unlisted_place(ChunkKind::Data, id, end)?) {
+                (_, Some((_, true))) => continue,
+                (None, Some((pack, false))) => Some(pack),
+                (listed, _) => listed,
             };
             let finding = match known_place {
                 Some(pack) => self.findings.at_pack(pack, "chunks of it cannot be read"),
@@ -184,19 +183,17 @@ impl Walker<'_, '_> {
         Ok(self.unlisted.get_or_init(|| index))
     }
 
-    /// Notices a pack that has a chunk of at least `len` bytes, but that no segment lists which counts. A restore finds the
-    /// chunk there: no range is affected.
-    fn is_unlisted(&mut self, kind: ChunkKind, id: ChunkId, len: u64) -> Result<bool> {
+    /// Notices the packs that have a chunk of at least `len` bytes, but that no segment lists which counts. Returns one, and
+    /// whether a restore finds the chunk there: then no range is affected.
+    fn unlisted_place(&mut self, kind: ChunkKind, id: ChunkId, len: u64) -> Result<Option<(PackId, bool)>> {
         let mut places = self.unlisted()?.lookup(&[id])?.pop().unwrap_or_default();
         places.retain(|place| place.kind == kind && u64::from(place.len) >= len);
-        if places.is_empty() {
-            return Ok(false);
-        }
+        let Some(pack) = places.iter().map(|place| place.pack).min() else { return Ok(None) };
         if self.scope.level >= VerifyLevel::Data {
             match self.reader.read_at(kind, id, &places) {
                 Ok(_) => {}
                 Err(Error::Cancelled) => return Err(Error::Cancelled),
-                Err(_) => return Ok(false),
+                Err(_) => return Ok(Some((pack, false))),
             }
         }
         for place in places {
@@ -205,7 +202,7 @@ impl Walker<'_, '_> {
                 finding.chunks.push(id);
             }
         }
-        Ok(true)
+        Ok(Some((pack, true)))
     }
 
     /// Notices a node of which only one copy is left.
@@ -222,7 +219,9 @@ impl Walker<'_, '_> {
             .collect();
         if good.len() < 2 {
             self.faults += 1;
-            if good.is_empty() && self.is_unlisted(ChunkKind::Node, node.id, 0)? {
+            if good.is_empty()
+                && let Some((_, true)) = self.unlisted_place(ChunkKind::Node, node.id, 0)?
+            {
                 return Ok(());
             }
             let problem = format!("{} of 2 copies of the manifest node are left", good.len());

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Bad, VerifyReport};
 use crate::error::{Error, Result};
 use crate::format::name::ObjectName;
-use crate::format::session::{Damage, OUTSIDE_CHUNKS, Outcome, SessionKind, VerifiedLevel, VerifiedRecord};
+use crate::format::session::{Damage, Outcome, SessionKind, VerifiedLevel, VerifiedRecord};
 use crate::id::{ChunkId, PackId, PointId};
 use crate::monitor::Monitor;
 use crate::repo::Repository;
@@ -44,12 +44,8 @@ pub(super) fn put_damage(repository: &Repository, session: &Session, view: &View
         }
     }
     // no chunk named: all of them
-    by_pack.extend(
-        bad.packs
-            .iter()
-            .filter(|pack| !view.is_condemned(**pack, &OUTSIDE_CHUNKS))
-            .map(|pack| (*pack, BTreeSet::new())),
-    );
+    let new = bad.packs.iter().filter(|pack| !view.is_condemned_whole(**pack));
+    by_pack.extend(new.map(|pack| (*pack, BTreeSet::new())));
     let count = by_pack.len() as u64;
     for (pack, chunks) in by_pack {
         let name = ObjectName::Damage(pack, session.id());
