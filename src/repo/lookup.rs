@@ -119,7 +119,7 @@ impl Repository {
             Some(ended) => ended == Ended::Committed,
             None => self.storage().len(ObjectName::Outcome(owner)).is_ok(),
         };
-        has_committed || self.breaks(Rule::SegmentsNeedOutcomes)
+        has_committed || self.breaks(Rule::SegmentsNeedOutcomes) || self.breaks(Rule::AppliedMustCount)
     }
 
     fn apply_segments(

@@ -270,8 +270,9 @@ impl<'a> ChunkReader<'a> {
 
     fn may_rely_on(&self, id: &ChunkId, place: &Location) -> bool {
         let spares_marked = self.view.is_good(id, place) && self.repository.breaks(Rule::HeedMarks);
+        let spares_lost = self.repository.breaks(Rule::HitMustBeListed);
         let spares_damaged = self.view.is_readable(place) && self.repository.breaks(Rule::HeedDamage);
-        self.view.is_usable(id, place) || spares_marked || spares_damaged
+        self.view.is_usable(id, place) || spares_marked || spares_damaged || spares_lost
     }
 
     /// Returns for each chunk whether it is lost as far as is known: in no pack that is there and not recorded as damaged.

@@ -15,6 +15,10 @@ pub(crate) enum Rule {
     MarksBeforeSegments,
     /// B2: a segment counts only with its owner's outcome.
     SegmentsNeedOutcomes,
+    /// B2: what the local index knows of a segment counts as long as the outcome of its owner.
+    AppliedMustCount,
+    /// B2: nothing is relied on in a pack that the storage does not list.
+    HitMustBeListed,
     /// B2: nothing is relied on that is recorded as damaged.
     HeedDamage,
     /// B3: metadata goes to two packs.
@@ -64,6 +68,8 @@ impl Rule {
         Self::HeedMarkedBases,
         Self::MarksBeforeSegments,
         Self::SegmentsNeedOutcomes,
+        Self::AppliedMustCount,
+        Self::HitMustBeListed,
         Self::HeedDamage,
         Self::MetadataTwice,
         Self::LookAgain,

@@ -8,6 +8,7 @@ use super::dead_environment;
 use super::schedule::text_of;
 use crate::error::{Error, Result};
 use crate::format::name::{Folder, ObjectName};
+use crate::format::pack::{PACK_HEADER_LEN, PackHeader, PackKind};
 use crate::format::point::Level;
 use crate::id::PointId;
 use crate::monitor::Recorder;
@@ -277,4 +278,85 @@ fn a_prune_that_does_not_stop_is_noticed() {
     });
     let Some((at, how)) = lost.flatten().next() else { panic!("nothing went wrong") };
     println!("operation {at}: {}", how.lines().next().unwrap_or_default());
+}
+
+/// A repair, and what it is to mend.
+type Damaged = (fn(&Repository) -> Result<bool>, fn(&Before, &MemoryStorage));
+
+const REPAIRS: [Damaged; 4] = [
+    (
+        |repository| {
+            let report = repair_index(repository, false, &Recorder::new())?;
+            Ok(report.packs > 0 && !report.configs.is_empty())
+        },
+        |_, storage| {
+            storage.tamper(storage.list(Folder::Segments).unwrap()[0].name, |_| None);
+            storage.tamper(ObjectName::ConfigCopy, |bytes| Some(bytes[1..].to_vec()));
+        },
+    ),
+    (
+        |repository| {
+            let report = repair_packs(repository, &PacksOptions::default(), &Recorder::new())?;
+            Ok(report.lacking > 0 && report.lost == 0)
+        },
+        |_, storage| {
+            let is_metadata = |name| {
+                let header = storage.get_range(name, 0, PACK_HEADER_LEN as u64).unwrap();
+                PackHeader::decode(&header).unwrap().kind == PackKind::Metadata
+            };
+            let mut packs = storage.list(Folder::Packs).unwrap().into_iter();
+            storage.tamper(packs.find(|listed| is_metadata(listed.name)).unwrap().name, |_| None);
+        },
+    ),
+    (brings_back, |before, storage| {
+        storage.tamper(ObjectName::Outcome(before.kept[0].id.into()), |_| None);
+    }),
+    (brings_back, |before, storage| {
+        storage.tamper(ObjectName::Outcome(before.kept[0].id.into()), |bytes| Some(bytes[1..].to_vec()));
+    }),
+];
+
+fn brings_back(repository: &Repository) -> Result<bool> {
+    Ok(!repair_points(repository, false, &Recorder::new())?.brought_back.is_empty())
+}
+
+/// Returns false if there is no operation number `at`.
+fn check_repair((repair, damage): Damaged, fault: Fault, at: u64, before: &Before) -> bool {
+    let inner = before.storage.snapshot();
+    damage(before, &inner);
+    let storage = FailingStorage::new(inner.clone(), at, fault);
+    let silent = Recorder::new();
+    let opened = Repository::open(Box::new(storage.clone()), None, &dead_environment(), &silent);
+    let repaired = opened.and_then(|repository| repair(&repository));
+    assert!(storage.has_failed() || repaired.is_ok_and(|mended| mended), "there was nothing to mend");
+    let repository = Repository::open(Box::new(inner), None, &environment(), &silent).unwrap();
+    repair(&repository).unwrap();
+    let mut world = World::resume(repository, &before.contents, Vec::new());
+    world.kept = before.kept.clone();
+    world.check_reads();
+    world.backup(RequestedLevel::Auto);
+    let options = PruneOptions { max_unused_permille: 0, ..PruneOptions::default() };
+    prune(&world.repository, &options, &silent).unwrap();
+    world.check_reads();
+    let options = VerifyOptions { level: VerifyLevel::Data, ..VerifyOptions::default() };
+    assert_eq!(verify(&world.repository, &options, &silent).unwrap().findings, []);
+    storage.has_failed()
+}
+
+/// A repair that fails has made nothing worse, and is done once more.
+#[test]
+fn whichever_operation_of_a_repair_fails() {
+    let (before, mut faults) = (before(), 0);
+    for (no, damaged) in REPAIRS.into_iter().enumerate() {
+        for fault in Fault::ALL {
+            let checked = |at: &u64| {
+                catch_unwind(AssertUnwindSafe(|| check_repair(damaged, fault, *at, &before))).unwrap_or_else(
+                    |panic| panic!("repair {no}, {fault:?} at {at}: {}", text_of(panic.as_ref())),
+                )
+            };
+            faults += (0..).take_while(checked).count();
+        }
+    }
+    println!("{faults} faults");
+    assert!(faults > 500, "only {faults} faults");
 }

@@ -188,6 +188,44 @@ fn damaged_content_comes_back(rule: Option<Rule>) -> Result<()> {
     read(&storage, world.kept)
 }
 
+/// Content comes back whose pack is gone, on a disk that is compared with nothing.
+fn lost_content_comes_back(rule: Option<Rule>) -> Result<()> {
+    let storage = MemoryStorage::new();
+    let mut world = World::on(storage.clone(), &[256 << 10]);
+    write(&mut world, 0, 160 << 10, 1);
+    world.backup(RequestedLevel::Is(Level::Full));
+    for name in packs_of(&storage, PackKind::Data) {
+        storage.tamper(name, |_| None);
+    }
+    let contents = [("vdb".to_owned(), world.content(0).to_vec())].into_iter().collect();
+    let mut world = World::resume(open(storage.clone(), rule), &contents, Vec::new());
+    world.try_backup(RequestedLevel::Auto)?;
+    read(&storage, world.kept)
+}
+
+/// The outcome of a prune is lost, which makes count what lists content that comes back; the index knows that still.
+fn outcome_of_a_prune_is_lost(rule: Option<Rule>) -> Result<()> {
+    let before = before();
+    let storage = before.storage.snapshot();
+    let repository = open(storage.clone(), rule);
+    prune_all(&repository)?;
+    repository.refresh(&Recorder::new())?;
+    let catalog = repository.catalog(&Recorder::new())?;
+    let ids: Vec<_> = catalog.points().iter().map(|entry| entry.record.id).collect();
+    forget(&repository, &ids, "test", false, &Recorder::new())?;
+    for id in repository.segments()? {
+        let owner = repository.load_segment(id)?.owner;
+        if !ids.iter().any(|id| SessionId::from(*id) == owner) {
+            storage.tamper(ObjectName::Outcome(owner), |_| None);
+        }
+    }
+    let contents = &before.kept.last().unwrap().contents;
+    let mut world = World::resume(repository, contents, Vec::new());
+    world.try_backup(RequestedLevel::Auto)?;
+    prune_all(&open(storage.clone(), None))?;
+    read(&storage, world.kept)
+}
+
 /// Each pack of metadata is lost in turn.
 fn pack_of_metadata_is_lost(rule: Option<Rule>) -> Result<()> {
     let storage = MemoryStorage::new();
@@ -269,10 +307,12 @@ fn prune_meets_repair(rule: Option<Rule>) -> Result<()> {
 
 type Moment = fn(Option<Rule>) -> Result<()>;
 
-const MOMENTS: [(Rule, Moment); 10] = [
+const MOMENTS: [(Rule, Moment); 12] = [
     (Rule::HeedMarks, sweep_meets_backup),
     (Rule::HeedMarkedBases, swept_point_is_back),
     (Rule::MarksBeforeSegments, sweep_meets_backup),
+    (Rule::AppliedMustCount, outcome_of_a_prune_is_lost),
+    (Rule::HitMustBeListed, lost_content_comes_back),
     (Rule::HeedDamage, damaged_content_comes_back),
     (Rule::MetadataTwice, pack_of_metadata_is_lost),
     (Rule::LookAgain, listing_of_marks_lags),

@@ -170,7 +170,7 @@ type Contents = BTreeMap<String, Vec<u8>>;
 /// Two points that stay, two that are forgotten, and what a session left that was aborted.
 pub(super) struct Before {
     pub storage: MemoryStorage,
-    kept: Vec<Kept>,
+    pub(super) kept: Vec<Kept>,
     pub forgotten: Vec<Kept>,
     /// What was stored and never committed.
     aborted: Contents,
