@@ -168,7 +168,8 @@ impl Repository {
         }
     }
 
-    /// As [`is_of_object`], for this repository's storage.
+    /// Returns true if an object that was read is the reason for an error: it is not what it should be, or a part of the disk
+    /// that it lies on cannot be read, though the storage gives others and this process may read it.
     pub fn is_of_object(&self, error: &Error) -> bool {
         is_of_object(self.storage(), error)
     }
