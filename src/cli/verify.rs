@@ -129,8 +129,7 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
     };
     let record = !args.dry_run;
     let options = VerifyOptions { level, points, older_than_ms, sample: args.sample, record };
-    let mut report = verify(&work.repository, &options, &work.progress)?;
-    name_once(&mut report);
+    let report = verify(&work.repository, &options, &work.progress)?;
     work.progress.clear();
     let exit = if report.findings.is_empty() { Exit::Done } else { Exit::Damage };
     if app.output.json {
@@ -166,16 +165,6 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
         summary(app, &report, spent_copies(&work, &report)?)?;
     }
     Ok(exit)
-}
-
-/// What is wrong with an object often comes from an error, which names the object as well.
-fn name_once(report: &mut VerifyReport) {
-    for finding in &mut report.findings {
-        let rest = finding.problem.strip_prefix(&finding.object).and_then(|rest| rest.strip_prefix(": "));
-        if let Some(rest) = rest.map(str::to_owned) {
-            finding.problem = rest;
-        }
-    }
 }
 
 /// Returns how many damaged points are copies of points that are not damaged.

@@ -10,7 +10,7 @@ use crate::format::codec;
 use crate::format::limits::MAX_CHUNK_LEN;
 use crate::format::name::{Folder, ObjectName};
 use crate::format::node::{ChunkKind, LeafEntry};
-use crate::format::point::{DiskRecord, FileRecord, Manifest, PointRecord, PointStats};
+use crate::format::point::{DiskRecord, FileRecord, Manifest, PointRecord, PointStats, REPAIRED_TAG};
 use crate::format::session::{Outcome, SessionKind};
 use crate::id::{ChunkId, PackId, PointId, SessionId};
 
@@ -31,8 +31,6 @@ use crate::repo::{Catalog, Repository};
 const BATCH_ENTRIES: usize = 1024;
 /// Leaves that a map may have for its loss to be spelled out: 16 TiB of leaves of 1 MiB.
 const MAX_LEAVES: u64 = 1 << 24;
-/// What the tag of a repaired point begins with; the id of the damaged one follows.
-const TAG_PREFIX: &str = "repaired-from-";
 
 /// A point that was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -212,8 +210,8 @@ fn put_away(repository: &Repository, session: &Session, names: &[ObjectName]) ->
 
 /// Returns true if a point is a repaired one, or there is one for it.
 fn is_repaired(catalog: &Catalog, record: &PointRecord) -> bool {
-    let is_one = record.tags.iter().any(|tag| tag.starts_with(TAG_PREFIX));
-    let tag = format!("{TAG_PREFIX}{}", record.id);
+    let is_one = record.tags.iter().any(|tag| tag.starts_with(REPAIRED_TAG));
+    let tag = format!("{REPAIRED_TAG}{}", record.id);
     is_one || catalog.points().iter().any(|entry| entry.record.tags.contains(&tag))
 }
 
@@ -254,7 +252,7 @@ fn repair_point(
         record.checkpoint = None;
         record.disks.iter_mut().for_each(|disk| disk.has_bitmap = false);
         record.predecessor = Some(damaged.id);
-        record.tags.push(format!("{TAG_PREFIX}{}", damaged.id));
+        record.tags.push(format!("{REPAIRED_TAG}{}", damaged.id));
         record.program = repository.environment().program.clone();
         record.host = repository.environment().host.clone();
         record.check().map_err(|fault| Error::malformed("the record of the repaired point", fault))?;

@@ -32,6 +32,7 @@ use crate::format::name::{Folder, ObjectName};
 use crate::format::segment::Segment;
 use crate::format::session::VerifiedLevel;
 use crate::id::{ChunkId, PackId, PointId, SegmentId};
+use crate::index::locate;
 use crate::monitor::Monitor;
 use crate::ops::{Finding, lost_points};
 use crate::repo::catalog::Ended;
@@ -138,6 +139,9 @@ struct Findings(BTreeMap<String, Finding>);
 
 impl Findings {
     fn at(&mut self, object: String, problem: &str) -> &mut Finding {
+        // an error names its object, too
+        let rest = problem.strip_prefix(&object).and_then(|rest| rest.strip_prefix(": "));
+        let problem = rest.unwrap_or(problem);
         self.0.entry(object.clone()).or_insert_with(|| Finding {
             object,
             problem: problem.to_owned(),
@@ -363,9 +367,8 @@ fn check_pack_list(
 /// Returns the chunks that stood behind the end of a pack which has only `len` bytes.
 fn cut_off(segment: &Segment, pack: usize, len: u64) -> impl Iterator<Item = (PackId, ChunkId)> {
     segment.chunks.iter().filter(move |chunk| chunk.pack as usize == pack).filter_map(move |chunk| {
-        let pack = segment.packs.get(pack)?;
-        let frame = pack.frames.get(chunk.frame as usize)?;
-        (frame.end() > len).then_some((pack.id, chunk.id))
+        let place = locate(segment, chunk)?;
+        (place.frame.end() > len).then_some((place.pack, chunk.id))
     })
 }
 
