@@ -10,8 +10,11 @@ use vmkeep::id::PointId;
 use vmkeep::monitor::Recorder;
 use vmkeep::ops::RequestedLevel;
 use vmkeep::ops::backup::{ImageBackupOptions, ImageInput, backup_image};
-use vmkeep::ops::forget::forget;
+use vmkeep::ops::forget::{forget, hold, undelete, unhold};
 use vmkeep::ops::prune::{PruneOptions, prune};
+use vmkeep::ops::repair::packs::PacksOptions;
+use vmkeep::ops::repair::{repair_index, repair_packs, repair_points};
+use vmkeep::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use vmkeep::repo::{CreateOptions, Repository};
 use vmkeep::storage::memory::MemoryStorage;
 use vmkeep::storage::{Listed, Storage};
@@ -156,9 +159,39 @@ impl World {
     }
 
     fn forget(&self, points: &[PointId]) -> Vec<Step> {
-        forget(&self.repository, points, "", false, &Recorder::new()).unwrap();
+        self.steps_of(|repository| forget(repository, points, "", false, &Recorder::new()).map(drop))
+    }
+
+    fn verify(&self) -> Vec<Step> {
+        let options = VerifyOptions { level: VerifyLevel::Data, record: true, ..VerifyOptions::default() };
+        self.steps_of(|repository| verify(repository, &options, &Recorder::new()).map(drop))
+    }
+
+    fn steps_of(&self, run: impl FnOnce(&Repository) -> Result<()>) -> Vec<Step> {
+        run(&self.repository).unwrap();
         self.recording.take()
     }
+
+    /// Changes a byte in the middle of the longest pack.
+    fn spoil_content(&self) {
+        let packs = self.recording.storage.list(Folder::Packs).unwrap();
+        let longest = packs.into_iter().max_by_key(|listed| listed.len).unwrap();
+        self.recording.storage.tamper(longest.name, |mut bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            Some(bytes)
+        });
+    }
+}
+
+/// Positions of a session's registration and outcome. What it puts, it puts in between; then it is taken off the list.
+fn session_around(steps: &[Step]) -> (usize, usize) {
+    let [registered, outcome] = [first(steps, puts_session), last(steps, puts_outcome)];
+    let gone = last(steps, |step| matches!(step, Step::Delete(ObjectName::Session(_))));
+    ascending(&[registered, outcome, gone]);
+    let puts = |step: &Step| matches!(step, Step::Put(_) | Step::Replace(_));
+    assert_eq!((first(steps, puts), last(steps, puts)), (registered, outcome), "{steps:#?}");
+    (registered, outcome)
 }
 
 /// 3 MiB that stay and 200 KiB that are another day's.
@@ -167,6 +200,20 @@ fn write_image(path: &Path, seed: u8) {
     blake3::Hasher::new().finalize_xof().fill(&mut bytes);
     blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes[1 << 20..][..200 << 10]);
     std::fs::write(path, bytes).unwrap();
+}
+
+/// R1: what it relies on is read by a registered session, and what it stored is listed before its outcome.
+fn registered_first(steps: &[Step]) {
+    let (registered, outcome) = session_around(steps);
+    let listed = |folder| registered + first(&steps[registered..], |step| *step == Step::List(folder));
+    ascending(&[registered, listed(Folder::Marks), listed(Folder::Outcomes), listed(Folder::Segments)]);
+    ascending(&[
+        listed(Folder::Segments),
+        first(steps, puts_pack),
+        last(steps, puts_pack),
+        last(steps, puts_segment),
+        outcome,
+    ]);
 }
 
 #[test]
@@ -220,6 +267,97 @@ fn forgetting() {
         first(&steps, puts_outcome),
         first(&steps, |step| matches!(step, Step::Delete(ObjectName::Session(_)))),
     ]);
+}
+
+#[test]
+fn a_hold_and_its_release() {
+    let world = World::new();
+    let (point, _) = world.backup(1);
+    let steps = world.steps_of(|repository| hold(repository, point, None, "", &Recorder::new()));
+    let (registered, outcome) = session_around(&steps);
+    // H1: the marks are looked at by a session that a later prune waits for
+    let marks = first(&steps, |step| *step == Step::List(Folder::Marks));
+    ascending(&[registered, marks, outcome]);
+    // H3: no session, one deletion
+    let steps = world.steps_of(|repository| unhold(repository, point, &Recorder::new()).map(drop));
+    ascending(&[
+        first(&steps, |step| matches!(step, Step::Delete(ObjectName::Outcome(_)))),
+        first(&steps, |step| *step == Step::Sync(Folder::Outcomes)),
+    ]);
+    assert!(!steps.iter().any(|step| matches!(step, Step::Put(_) | Step::Replace(_))), "{steps:#?}");
+}
+
+#[test]
+fn undeleting() {
+    let world = World::new();
+    let points = [world.backup(1).0, world.backup(2).0];
+    // one tombstone that names both: the other point stays forgotten at every instant
+    world.forget(&points);
+    let run = |repository: &Repository| undelete(repository, points[0], &Recorder::new());
+    let steps = world.steps_of(run);
+    let (registered, outcome) = session_around(&steps);
+    let deletes_tombstone = |step: &Step| matches!(step, Step::Delete(ObjectName::Tombstone(_)));
+    let others = first(&steps, |step| matches!(step, Step::Put(ObjectName::Tombstone(_))));
+    ascending(&[
+        registered,
+        first(&steps, |step| *step == Step::List(Folder::Marks)),
+        others,
+        // that forget's own outcome: its tombstone counts
+        others + first(&steps[others..], puts_outcome),
+        first(&steps, deletes_tombstone),
+        last(&steps, deletes_tombstone),
+        first(&steps, |step| *step == Step::Sync(Folder::Tombstones)),
+        outcome,
+    ]);
+}
+
+#[test]
+fn a_verify_and_repairs() {
+    let world = World::new();
+    let (point, _) = world.backup(1);
+    session_around(&world.verify());
+    world.spoil_content();
+    // V1 and V2
+    let steps = world.verify();
+    let (registered, outcome) = session_around(&steps);
+    let records = |step: &Step| matches!(step, Step::Put(ObjectName::Damage(..)));
+    ascending(&[registered, first(&steps, records), last(&steps, records), outcome]);
+    assert!(!steps.iter().any(puts_pack), "a verify stores nothing: {steps:#?}");
+
+    // R1 and R2: from an image that still has it
+    registered_first(&world.steps_of(|repository| {
+        let input = ImageInput::File { path: world.image(), format: None };
+        let options = PacksOptions { from: None, from_disk: Some(input), dry_run: false };
+        let report = repair_packs(repository, &options, &Recorder::new())?;
+        assert!(report.from_disk > 0 && report.lost == 0, "{report:?}");
+        Ok(())
+    }));
+
+    // of packs that no segment lists any more
+    let segments = world.recording.storage.list(Folder::Segments).unwrap();
+    segments.iter().for_each(|listed| world.recording.storage.tamper(listed.name, |_| None));
+    let steps = world.steps_of(|repository| repair_index(repository, false, &Recorder::new()).map(drop));
+    let (registered, outcome) = session_around(&steps);
+    ascending(&[registered, first(&steps, puts_segment), last(&steps, puts_segment), outcome]);
+
+    // a point of which something is lost for good: its copy is made in a session of its own, inside the repair's
+    let packs = world.recording.storage.list(Folder::Packs).unwrap();
+    let content = packs.iter().filter(|listed| listed.len > 100 << 10);
+    content.for_each(|listed| world.recording.storage.tamper(listed.name, |_| None));
+    world.verify();
+    let steps = world.steps_of(|repository| {
+        let report = repair_points(repository, false, &Recorder::new())?;
+        assert_eq!(report.points.iter().map(|made| made.point).collect::<Vec<_>>(), [point]);
+        Ok(())
+    });
+    registered_first(&steps);
+    let sessions: Vec<usize> = (0..steps.len()).filter(|at| puts_session(&steps[*at])).collect();
+    let outcomes: Vec<usize> = (0..steps.len()).filter(|at| puts_outcome(&steps[*at])).collect();
+    assert_eq!((sessions.len(), outcomes.len()), (2, 2), "{steps:#?}");
+    // the marks are read by the copy's own session, and again before it is committed
+    let marks: Vec<usize> = (0..steps.len()).filter(|at| steps[*at] == Step::List(Folder::Marks)).collect();
+    assert!(marks.iter().any(|at| (sessions[1]..first(&steps, puts_pack)).contains(at)), "{steps:#?}");
+    assert!(marks.iter().any(|at| (last(&steps, puts_segment)..outcomes[0]).contains(at)), "{steps:#?}");
 }
 
 #[test]
