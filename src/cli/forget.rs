@@ -6,6 +6,7 @@ use jiff::Span;
 use serde::Serialize;
 use vmkeep::error::{Error, Result};
 use vmkeep::id::PointId;
+use vmkeep::monitor::Monitor;
 use vmkeep::ops::PointEntry;
 use vmkeep::ops::forget::{check_guards, facts, forget, guards, plan_prune};
 use vmkeep::ops::freed::{Freed, FreedReport, freed};
@@ -209,7 +210,7 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
     let reason = if args.keep.is_given() { "not kept by the policy" } else { "asked for by name" };
     forget(&work.repository, &chosen, reason, false, &work.progress)?;
     work.progress.clear();
-    print(app, &work, &catalog, &decisions, None)?;
+    print(app, &work, &catalog, &decisions, &Shown { freed: None, dry_run: false })?;
     if args.prune {
         let report = prune(&work.repository, &PruneOptions::default(), &work.progress)?;
         work.progress.clear();
@@ -230,9 +231,16 @@ fn show(
     work.watch_signals()?;
     let chosen: Vec<PointId> =
         decisions.iter().filter(|decision| !decision.keep).map(|decision| decision.point).collect();
-    let freed = freed(&work.repository, &chosen, &work.progress)?;
+    let freed = match freed(&work.repository, &chosen, &work.progress) {
+        // points can be forgotten all the same, damaged ones above all
+        Err(error) if error.is_damage() => {
+            work.progress.warn(&format!("what this would free cannot be told: {error}"));
+            None
+        }
+        freed => Some(freed?),
+    };
     work.progress.clear();
-    print(app, &work, catalog, decisions, Some(&freed))?;
+    print(app, &work, catalog, decisions, &Shown { freed: freed.as_ref(), dry_run: true })?;
     allowed?;
     // a hold, too, would be in the way
     forget(&work.repository, &chosen, "", true, &work.progress)?;
@@ -320,13 +328,14 @@ fn table(
     table
 }
 
-fn print(
-    app: &App,
-    work: &Work,
-    catalog: &Catalog,
-    decisions: &[Decision],
-    freed: Option<&FreedReport>,
-) -> Result<()> {
+/// What is printed of a plan beside its decisions.
+struct Shown<'a> {
+    freed: Option<&'a FreedReport>,
+    dry_run: bool,
+}
+
+fn print(app: &App, work: &Work, catalog: &Catalog, decisions: &[Decision], shown: &Shown<'_>) -> Result<()> {
+    let Shown { freed, dry_run } = *shown;
     let by_point: BTreeMap<PointId, Freed> =
         freed.iter().flat_map(|report| &report.points).map(|point| (point.point, point.freed)).collect();
     let chosen: Vec<PointId> =
@@ -350,13 +359,13 @@ fn print(
             points: &chosen,
             decisions: views.collect(),
             freed: together,
-            dry_run: freed.is_some(),
+            dry_run,
         });
     }
     if app.output.quiet {
         return Ok(());
     }
-    app.output.bytes(table(work, catalog, decisions, &by_point, freed.is_some()).render().as_bytes())?;
+    app.output.bytes(table(work, catalog, decisions, &by_point, dry_run).render().as_bytes())?;
     let mut count = units::count(chosen.len(), "point");
     let guarded = decisions.iter().filter(|decision| !decision.guards.is_empty());
     let (stay, go): (Vec<_>, Vec<_>) = guarded.partition(|decision| decision.keep);
@@ -368,6 +377,7 @@ fn print(
         stay => format!("; {stay} guarded would go with --force"),
     };
     match together {
+        None if dry_run => app.output.line(&format!("would forget {count}{stay}")),
         None => app.output.line(&format!("forgot {count}")),
         Some(freed) => app.output.line(&format!(
             "would forget {count}; {} of content, about {} as stored, would be free after `vmkeep prune --max-unused 0`{stay}",

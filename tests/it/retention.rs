@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::{Vmkeep, point};
+use crate::support::{Vmkeep, point, text};
 
 /// Points of two domains, each with a MiB of its own.
 struct Kept {
@@ -128,6 +128,38 @@ fn what_a_point_alone_holds() {
     assert!(points.iter().all(|point| point["content_bytes"] == 1 << 20), "{points:?}");
     assert_eq!(stats["unique"]["together"]["content_bytes"], 3 << 20);
     assert!(kept.vmkeep.ok(&["stats", "--unique"]).contains("1.00 MiB"));
+}
+
+/// Points can be forgotten without their maps.
+#[test]
+fn a_plan_for_points_whose_maps_are_lost() {
+    let kept = Kept::new(5, 0);
+    let mut folders = vec![kept.vmkeep.repository().join("packs")];
+    let mut lost = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            match entry.metadata().unwrap() {
+                meta if meta.is_dir() => folders.push(entry.path()),
+                // those of the content have a MiB of noise
+                meta if meta.len() < 1 << 20 => {
+                    fs::remove_file(entry.path()).unwrap();
+                    lost += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(lost, 2 * 5);
+    let plan = kept.vmkeep.command(&["forget", "--keep-last", "3", "-n"]).output().unwrap();
+    let (said, warned) = (text(&plan), String::from_utf8_lossy(&plan.stderr));
+    assert!(plan.status.success() && said.contains("would forget 2 points\n"), "{said}");
+    assert!(warned.contains("what this would free cannot be told: ") && warned.contains("chunk "), "{said}");
+    let plan = kept.vmkeep.json(&["forget", "--keep-last", "3", "-n"]);
+    assert_eq!((ids(&plan["points"]), &plan["dry_run"]), (kept.web[..2].to_vec(), &Value::Bool(true)));
+    assert!(plan["freed"].is_null(), "{plan}");
+    kept.vmkeep.fails(&["stats", "--unique"], 4);
+    kept.vmkeep.ok(&["forget", "--keep-last", "3", "-y"]);
+    assert_eq!(kept.points(), kept.web[2..]);
 }
 
 #[test]
