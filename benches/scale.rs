@@ -1,10 +1,13 @@
-//! Large repositories: a disk of 16 TiB with 1 TiB of data and 1,000 points, and an index of 16 million chunks.
+//! Large repositories: a disk of 16 TiB with 1 TiB of data and 1,000 points, an index of 16 million chunks, and a prune
+//! that writes every pack anew.
 //!
-//! `cargo bench --bench scale [index] [disk]` prints a line of JSON for each figure. Everything is done for real, content
-//! is made, cut, hashed, compressed and checked, but the content of data packs is not kept: there is no place for it.
+//! `cargo bench --bench scale [index] [disk] [repack]` prints a line of JSON for each figure. Everything is done for real,
+//! content is made, cut, hashed, compressed and checked, but that of the large disk's data packs is not kept: there is no
+//! place for it. `repack` keeps everything.
 //!
 //! `VMKEEP_SCALE_GIB` data of the disk (default 1024), `VMKEEP_SCALE_POINTS` (1000), `VMKEEP_SCALE_CHUNKS` of the index in
-//! millions (16), `VMKEEP_SCALE_DIR` where it is kept (a temporary directory; 8 GiB at the default sizes).
+//! millions (16), `VMKEEP_SCALE_REPACK_GIB` data of what is repacked (32), `VMKEEP_SCALE_DIR` where it is kept (a temporary
+//! directory; 12 GiB at the default sizes).
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
@@ -54,6 +57,9 @@ fn main() {
     }
     if wanted("disk") {
         disk();
+    }
+    if wanted("repack") {
+        repack();
     }
 }
 
@@ -159,7 +165,6 @@ struct Hollow {
 
 impl Hollow {
     fn open(inner: Box<dyn Storage>, dir: PathBuf) -> Self {
-        std::fs::create_dir_all(&dir).unwrap();
         let mut packs = HashMap::new();
         for entry in std::fs::read_dir(&dir).unwrap() {
             let path = entry.unwrap().path();
@@ -248,18 +253,30 @@ impl Storage for Hollow {
     }
 }
 
-/// A disk of which every 16th part holds something that nothing compresses and that is nowhere twice.
+/// A disk of which every 16th part holds something that is nowhere twice.
 struct Sparse {
     data: RangeSet,
     /// How often blocks were written again.
     versions: BTreeMap<u64, u64>,
+    /// How often the first granule of every MiB was.
+    rounds: u64,
     dirty: Option<RangeSet>,
+    /// Bytes of one bit each; else nothing compresses it.
+    is_thin: bool,
 }
 
 impl Sparse {
     fn new(gib: u64) -> Self {
         let run = |n: u64| ByteRange::new(n * 16 * GIB, GIB).unwrap();
-        Self { data: (0..gib).map(run).collect(), versions: BTreeMap::new(), dirty: None }
+        let data = (0..gib).map(run).collect();
+        Self { data, versions: BTreeMap::new(), rounds: 0, dirty: None, is_thin: false }
+    }
+
+    /// Writes the first granule of every MiB.
+    fn write_everywhere(&mut self) {
+        self.rounds += 1;
+        let starts = self.data.iter().flat_map(|run| (run.start()..run.end()).step_by(1 << 20));
+        self.dirty = Some(starts.map(|start| ByteRange::new(start, GRANULE).unwrap()).collect());
     }
 
     /// Writes blocks of 4 KiB anywhere in the data.
@@ -278,14 +295,28 @@ impl Sparse {
     fn fill(&self, range: ByteRange) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(range.len() as usize);
         for block in range.start() / BLOCK..range.end() / BLOCK {
-            let version = self.versions.get(&block).copied().unwrap_or(0);
+            let mut version = self.versions.get(&block).copied().unwrap_or(0);
+            if block % ((1 << 20) / BLOCK) < GRANULE / BLOCK {
+                version += self.rounds;
+            }
             let mut random = Random((block + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (version << 48));
+            if self.is_thin {
+                let words = (0..BLOCK / 64).flat_map(|_| random.next().to_le_bytes());
+                words.for_each(|bits| bytes.extend_from_slice(&spread(bits).to_le_bytes()));
+                continue;
+            }
             for _ in 0..BLOCK / 8 {
                 bytes.extend_from_slice(&random.next().to_le_bytes());
             }
         }
         bytes
     }
+}
+
+/// Returns a byte for each bit, 0 or 1.
+fn spread(bits: u8) -> u64 {
+    let apart = (u64::from(bits) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+    ((apart + 0x7f7f_7f7f_7f7f_7f7f) >> 7) & 0x0101_0101_0101_0101
 }
 
 impl DiskSource for Sparse {
@@ -337,8 +368,21 @@ fn environment() -> Environment {
 
 fn open(dir: &Path) -> Repository {
     let url = dir.join("repository");
-    let storage = Hollow::open(vmkeep::storage::open_url(url.to_str().unwrap()).unwrap(), dir.join("hollow"));
-    Repository::open(Box::new(storage), Some(&dir.join("cache")), &environment(), &Recorder::new()).unwrap()
+    let mut storage = vmkeep::storage::open_url(url.to_str().unwrap()).unwrap();
+    let hollow = dir.join("hollow");
+    if hollow.exists() {
+        storage = Box::new(Hollow::open(storage, hollow));
+    }
+    Repository::open(storage, Some(&dir.join("cache")), &environment(), &Recorder::new()).unwrap()
+}
+
+/// Makes a repository, of which the content of data packs may not be kept.
+fn create(dir: &Path, is_hollow: bool) {
+    if is_hollow {
+        std::fs::create_dir_all(dir.join("hollow")).unwrap();
+    }
+    let storage = vmkeep::storage::create_url(dir.join("repository").to_str().unwrap()).unwrap();
+    Repository::create(storage, &CreateOptions::default(), &environment()).unwrap();
 }
 
 fn back_up(repository: &Repository, disk: &mut Sparse) -> BackupReport {
@@ -383,6 +427,8 @@ fn run_phase(phase: &str, dir: &Path, count: u64) {
         "write" => write(&repository, dir, count),
         "verify" => structure(&repository),
         "prune" => forget_half_and_prune(&repository),
+        "thin" => write_thin(&repository, count),
+        "repack" => forget_first_and_repack(&repository),
         other => panic!("no such phase: {other}"),
     };
     println!("{} {} {found}", start.elapsed().as_secs_f64(), peak());
@@ -425,12 +471,47 @@ fn forget_half_and_prune(repository: &Repository) -> u64 {
     prune(repository, &options, &silent).unwrap().live_chunks
 }
 
+/// Makes a point of a disk of so many GiB, of which something in every MiB was written since the one before.
+fn write_thin(repository: &Repository, gib: u64) -> u64 {
+    let mut disk = Sparse { is_thin: true, ..Sparse::new(gib) };
+    if !repository.catalog(&Recorder::new()).unwrap().points().is_empty() {
+        disk.write_everywhere();
+    }
+    back_up(repository, &mut disk).stats.metadata_bytes
+}
+
+/// Forgets the first of two points; then something in every pack is not needed, and all are written anew.
+fn forget_first_and_repack(repository: &Repository) -> u64 {
+    let silent = Recorder::new();
+    let first = repository.catalog(&silent).unwrap().points()[0].record.id;
+    forget(repository, &[first], "bench", false, &silent).unwrap();
+    let options = PruneOptions { max_unused_permille: 0, ..PruneOptions::default() };
+    let report = prune(repository, &options, &silent).unwrap();
+    assert!(report.repacked_bytes * 2 > report.stored_before_bytes, "{report:?}");
+    report.live_chunks
+}
+
+fn repack() {
+    let gib = setting("VMKEEP_SCALE_REPACK_GIB", 32);
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = std::env::var_os("VMKEEP_SCALE_DIR").map_or(temporary.path().to_path_buf(), PathBuf::from);
+    let dir = dir.join("repack");
+    create(&dir, false);
+    phase("thin", &dir, gib);
+    phase("thin", &dir, gib);
+    let pruned = phase("repack", &dir, 0);
+    let title = format!("{gib} GiB in {} live chunks, every pack repacked", pruned.count);
+    figure(&format!("{title}: prune"), None, pruned.seconds, "s");
+    let allowed = 200.0 + 40.0 * pruned.count as f64 / 1_048_576.0;
+    figure(&format!("{title}: prune: memory"), Some(allowed), pruned.peak, "MiB");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
 fn disk() {
     let (gib, points) = (setting("VMKEEP_SCALE_GIB", 1024), setting("VMKEEP_SCALE_POINTS", 1000));
     let temporary = tempfile::tempdir().unwrap();
     let dir = std::env::var_os("VMKEEP_SCALE_DIR").map_or(temporary.path().to_path_buf(), PathBuf::from);
-    let plain = vmkeep::storage::create_url(dir.join("repository").to_str().unwrap()).unwrap();
-    Repository::create(plain, &CreateOptions::default(), &environment()).unwrap();
+    create(&dir, true);
     let title = format!("16 TiB disk with {gib} GiB");
     let tell = |what: &str, done: &Phase| {
         figure(&format!("{title}: {what}"), None, done.seconds, "s");
