@@ -131,9 +131,14 @@ def absolute(rows, what, goal, value, unit):
     rows.append(f"| {what} | | ≤ {goal:.4g} {unit} | {value:.3g} {unit} | {reached} |")
 
 
+def large(facts):
+    """All that benches/scale.rs has measured."""
+    return facts.get("index", []) + facts.get("scale", [])
+
+
 def scale_rows(facts):
-    """What benches/scale.rs has measured and no goal is set for."""
-    figures = [figure for figure in facts.get("scale", []) if figure["goal"] is None]
+    """What of it has no goal."""
+    figures = [figure for figure in large(facts) if figure["goal"] is None]
     if not figures:
         return []
     rows = [f"| {figure['name']} | {figure['value']:.4g} {figure['unit']} |" for figure in figures]
@@ -165,7 +170,7 @@ def goal_rows(figures, facts):
     peaks = [sample.rss for sample in figures.samples if sample.tool == "vmkeep" or sample.work in AGES]
     if peaks:
         absolute(rows, "Peak memory of any command above", 300, max(peaks), "MiB")
-    for figure in facts.get("scale", []):
+    for figure in large(facts):
         if figure["goal"] is not None:
             absolute(rows, figure["name"], figure["goal"], figure["value"], figure["unit"])
     return rows
@@ -187,6 +192,7 @@ def write(results):
         f"* data: {len(data.get('fleet', []))} images of {data.get('virtual', 0) >> 30} GiB ({', '.join(data.get('fleet', []))}), "
         f"{data.get('steps', 0)} later states of db",
         *(f"* {tool}: {version}" for tool, version in facts.get("versions", {}).items()),
+        "* load of the machine when each part began: " + ", ".join(f"{part} {load:.1f}" for part, load in facts.get("load", {}).items()),
         "",
         "## Goals",
         "",

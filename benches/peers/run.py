@@ -17,7 +17,7 @@ from lab import HistoryDomain, Lab
 from meter import Failed, Results, measure, output, say
 from tools import Vmkeep, VmkeepFile, peers
 
-PARTS = ["history", "live", "writes", "age", "profile", "scale"]
+PARTS = ["history", "live", "writes", "age", "profile", "index", "scale"]
 
 
 def history(options, results, lab, folder):
@@ -85,18 +85,31 @@ def note_version(results, tool):
         say(f"left out: {tool.name} ({error})")
 
 
-def scale(options, results, lab, folder):
-    """benches/scale.rs, and how soon the program begins with as many points."""
-    place = os.path.join(folder, "scale")
+def large(options, place, parts):
+    """What these parts of benches/scale.rs have measured, in a folder of their own."""
     shutil.rmtree(place, ignore_errors=True)
     os.makedirs(place)
-    small = {"VMKEEP_SCALE_GIB": "8", "VMKEEP_SCALE_POINTS": "100", "VMKEEP_SCALE_CHUNKS": "4"}
+    small = {"VMKEEP_SCALE_GIB": "8", "VMKEEP_SCALE_POINTS": "100", "VMKEEP_SCALE_CHUNKS": "4", "VMKEEP_SCALE_REPACK_GIB": "2"}
     env = {"VMKEEP_SCALE_DIR": place, **(small if options.size == "small" else {})}
     figures = []
-    for line in output(["cargo", "bench", "--locked", "--bench", "scale"], env).splitlines():
+    for line in output(["cargo", "bench", "--locked", "--bench", "scale", "--", *parts], env).splitlines():
         if line.startswith("{"):
             figures.append(json.loads(line))
             say(f"{figures[-1]['name']}: {figures[-1]['value']:.3f} {figures[-1]['unit']}")
+    return figures
+
+
+def index(options, results, lab, folder):
+    place = os.path.join(folder, "index")
+    results.facts["index"] = large(options, place, ["index", "repack"])
+    results.save()
+    shutil.rmtree(place)
+
+
+def scale(options, results, lab, folder):
+    """The large disk, and how soon the program begins with as many points."""
+    place = os.path.join(folder, "scale")
+    figures = large(options, place, ["disk"])
     repository = {"VMKEEP_REPOSITORY": os.path.join(place, "repository"), "VMKEEP_CACHE_DIR": os.path.join(place, "cache")}
     points = json.loads(output([options.vmkeep, "points", "--json"], repository))["points"]
     times = [measure([options.vmkeep, "points"], os.path.join(folder, "points.log"), repository).wall for _ in range(5)]
@@ -124,10 +137,12 @@ def main():
     # a short path: unix sockets live below it
     lab = Lab(options.lab, tempfile.mkdtemp(prefix="vmkb-", dir="/tmp"))
     os.chmod(lab.folder, 0o711)
-    parts = dict(zip(PARTS, [history, live, scattered, aged, profile, scale]))
+    parts = dict(zip(PARTS, [history, live, scattered, aged, profile, index, scale]))
     try:
         lab.start()
         for part in options.parts or PARTS:
+            # what else is at work makes figures worse: the reader has to know
+            results.facts["load"] = {**results.facts.get("load", {}), part: os.getloadavg()[0]}
             parts[part](options, results, lab, options.work)
     finally:
         lab.stop()
