@@ -142,16 +142,16 @@ mod a_bytes {
     /// Compressed, decompressed again and compared.
     #[divan::bench(sample_count = 20)]
     fn frame(bencher: Bencher<'_, '_>) {
-        let mut frames = sample_frames();
-        bencher.counter(BytesCount::of_slice(sample())).bench_local(|| {
-            frames.iter_mut().map(|frame| frame.encode(3).unwrap().bytes.len()).sum::<usize>()
+        let bencher = bencher.counter(BytesCount::of_slice(sample())).with_inputs(sample_frames);
+        bencher.bench_local_values(|frames| {
+            frames.into_iter().map(|frame| frame.encode(3).unwrap().bytes.len()).sum::<usize>()
         });
     }
 
     #[divan::bench]
     fn open_frames(bencher: Bencher<'_, '_>) {
         let frames: Vec<(Vec<u8>, FrameEntry)> = sample_frames()
-            .iter_mut()
+            .into_iter()
             .map(|frame| {
                 let encoded = frame.encode(3).unwrap();
                 (

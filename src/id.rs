@@ -37,6 +37,11 @@ fn decode_hex<const N: usize>(text: &str) -> Result<[u8; N], ParseIdError> {
     Ok(bytes)
 }
 
+fn encode_hex(bytes: &[u8]) -> String {
+    let digit = |value: u8| char::from(if value < 10 { b'0' + value } else { b'a' + value - 10 });
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
 macro_rules! id_type {
     ($(#[$doc:meta])* $name:ident, $len:literal) => {
         $(#[$doc])*
@@ -59,12 +64,12 @@ macro_rules! id_type {
 
             /// Returns all digits, lower case.
             pub fn to_hex(&self) -> String {
-                self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+                encode_hex(&self.0)
             }
 
             /// Returns the first eight digits, for people.
             pub fn short(&self) -> String {
-                self.to_hex().chars().take(8).collect()
+                encode_hex(self.0.get(..4).unwrap_or_default())
             }
         }
 

@@ -1,6 +1,5 @@
 //! Frames: chunks compressed together.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::Mutex;
 
@@ -28,9 +27,9 @@ pub struct RawChunk {
     pub len: u32,
 }
 
-/// Room in front of a frame's chunks for the list of them, bytes: the list of 255 chunks is put there without
-/// moving them, and few frames have more.
-const LIST_ROOM: usize = list_len(255);
+/// Room in front of a frame's chunks for the header and the list of them, bytes: the list of 255 chunks is put there
+/// without moving them, and few frames have more.
+const ROOM: usize = FRAME_HEADER_LEN + list_len(255);
 
 /// Bytes of the list of so many chunks.
 const fn list_len(chunks: usize) -> usize {
@@ -41,13 +40,13 @@ const fn list_len(chunks: usize) -> usize {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawFrame {
     chunks: Vec<RawChunk>,
-    /// [`LIST_ROOM`] bytes, then the chunks, one behind the other.
+    /// [`ROOM`] bytes, then the chunks, one behind the other.
     content: Vec<u8>,
 }
 
 impl Default for RawFrame {
     fn default() -> Self {
-        Self { chunks: Vec::new(), content: vec![0; LIST_ROOM] }
+        Self { chunks: Vec::new(), content: vec![0; ROOM] }
     }
 }
 
@@ -149,7 +148,7 @@ impl RawFrame {
 
     /// Returns the bytes of all chunks.
     pub fn content_len(&self) -> usize {
-        self.content.len() - LIST_ROOM
+        self.content.len() - ROOM
     }
 
     /// Compresses the frame, then decompresses the result and compares: a faulty encoder or memory is
@@ -157,50 +156,54 @@ impl RawFrame {
     ///
     /// # Errors
     /// [`Error::Damaged`] if the comparison fails.
-    pub fn encode(&mut self, zstd_level: i32) -> Result<EncodedFrame> {
+    pub fn encode(self, zstd_level: i32) -> Result<EncodedFrame> {
         let chunks = self.framed_chunks();
-        let plain = self.with_list();
+        let (mut whole, start) = self.with_header_and_list();
+        let plain = whole.get(start + FRAME_HEADER_LEN..).unwrap_or_default();
+        let raw_len = bounded("the frame", plain.len())?;
         let mut workspace = WORKSPACES.lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
-        let packed = workspace.compress(&plain, zstd_level);
-        let (codec, stored) = match packed {
-            true => (CODEC_ZSTD, workspace.packed.as_slice()),
-            false => (CODEC_STORED, &*plain),
-        };
-        let header = FrameHeader {
-            codec,
-            raw_len: bounded("the frame", plain.len())?,
-            stored_len: bounded("the stored frame", stored.len())?,
-        };
-        let mut bytes = Vec::with_capacity(FRAME_HEADER_LEN + stored.len());
-        bytes.extend_from_slice(&header.encode());
-        bytes.extend_from_slice(stored);
-        check_encoding(&bytes, &plain, &mut workspace.checked)?;
+        if workspace.compress(plain, zstd_level) {
+            let stored_len = bounded("the stored frame", workspace.packed.len())?;
+            let header = FrameHeader { codec: CODEC_ZSTD, raw_len, stored_len }.encode();
+            let mut bytes = Vec::with_capacity(header.len() + workspace.packed.len());
+            bytes.extend_from_slice(&header);
+            bytes.extend_from_slice(&workspace.packed);
+            check_encoding(&bytes, plain, &mut workspace.checked)?;
+            whole = bytes;
+        } else {
+            // the content stays as it is: nothing was done that could be undone and compared
+            whole.drain(..start);
+            let header = FrameHeader { codec: CODEC_STORED, raw_len, stored_len: raw_len }.encode();
+            whole.iter_mut().zip(header).for_each(|(place, byte)| *place = byte);
+        }
         if let Ok(mut spare) = WORKSPACES.lock() {
             spare.push(workspace);
         }
-        Ok(EncodedFrame { bytes, raw_len: header.raw_len, stored_len: header.stored_len, chunks })
+        let stored_len = bounded("the stored frame", whole.len() - FRAME_HEADER_LEN)?;
+        Ok(EncodedFrame { bytes: whole, raw_len, stored_len, chunks })
     }
 
-    /// Returns the frame's plaintext: the list of its chunks, then the chunks. They are copied only where the list
-    /// is longer than the room for it.
-    fn with_list(&mut self) -> Cow<'_, [u8]> {
+    /// Returns memory in which, from a position on that is returned too, there is room for the header and then the frame's
+    /// plaintext: the list of its chunks, and the chunks. Those are moved only where the list is longer than the room for it.
+    fn with_header_and_list(self) -> (Vec<u8>, usize) {
         // the builder bounds the number of chunks
         let count = u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
-        let mut list = Vec::with_capacity(list_len(self.chunks.len()));
-        list.extend_from_slice(&count.to_le_bytes());
+        let mut front = Vec::with_capacity(FRAME_HEADER_LEN + list_len(self.chunks.len()));
+        front.resize(FRAME_HEADER_LEN, 0);
+        front.extend_from_slice(&count.to_le_bytes());
         for chunk in &self.chunks {
-            list.extend_from_slice(&(u32::from(chunk.kind.as_byte()) << 24 | chunk.len).to_le_bytes());
+            front.extend_from_slice(&(u32::from(chunk.kind.as_byte()) << 24 | chunk.len).to_le_bytes());
         }
-        match self.content.split_at_mut_checked(LIST_ROOM) {
-            Some((room, content)) => match LIST_ROOM.checked_sub(list.len()) {
-                Some(unused) => {
-                    room.iter_mut().skip(unused).zip(list).for_each(|(place, byte)| *place = byte);
-                    Cow::Borrowed(self.content.get(unused..).unwrap_or_default())
-                }
-                None => Cow::Owned([&list, &*content].concat()),
-            },
-            // no frame is made without the room
-            None => Cow::Owned(list),
+        let Self { mut content, .. } = self;
+        match ROOM.checked_sub(front.len()) {
+            Some(unused) => {
+                content.iter_mut().skip(unused).zip(front).for_each(|(place, byte)| *place = byte);
+                (content, unused)
+            }
+            None => {
+                drop(content.splice(..ROOM, front));
+                (content, 0)
+            }
         }
     }
 
@@ -407,9 +410,10 @@ mod tests {
     fn the_encode_check_notices_a_wrong_frame() {
         let mut builder = FrameBuilder::new(4096);
         let id = ChunkId::from_bytes([7; 32]);
-        let mut frame = builder.push(ChunkKind::Data, id, &[5; 8192]).unwrap().unwrap();
-        let encoded = frame.encode(3).unwrap();
-        let (mut plain, mut scratch) = (frame.with_list().into_owned(), Vec::new());
+        let frame = builder.push(ChunkKind::Data, id, &[5; 8192]).unwrap().unwrap();
+        let encoded = frame.clone().encode(3).unwrap();
+        let (whole, start) = frame.with_header_and_list();
+        let (mut plain, mut scratch) = (whole[start + FRAME_HEADER_LEN..].to_vec(), Vec::new());
         assert!(check_encoding(&encoded.bytes, &plain, &mut scratch).is_ok());
         plain[100] ^= 1;
         assert!(matches!(check_encoding(&encoded.bytes, &plain, &mut scratch), Err(Error::Damaged(_))));

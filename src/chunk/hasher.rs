@@ -1,9 +1,15 @@
 //! The names of chunks.
 
+use std::cell::RefCell;
 use std::fmt;
 
 use crate::format::node::ChunkKind;
 use crate::id::ChunkId;
+
+thread_local! {
+    /// The last chunk that was named, behind the byte of its kind.
+    static KIND_AND_PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Makes chunk ids with the key of one key domain.
 #[derive(Clone)]
@@ -20,8 +26,13 @@ impl IdHasher {
     /// Returns the id of a chunk: keyed BLAKE3-256 of the kind's byte and the plaintext.
     pub fn chunk_id(&self, kind: ChunkKind, plain: &[u8]) -> ChunkId {
         let mut hasher = self.keyed.clone();
-        hasher.update(&[kind.as_byte()]);
-        hasher.update(plain);
+        // in one piece: after a single byte BLAKE3 takes the next KiB by themselves, and is half as fast for a chunk
+        KIND_AND_PLAIN.with_borrow_mut(|whole| {
+            whole.clear();
+            whole.push(kind.as_byte());
+            whole.extend_from_slice(plain);
+            hasher.update(whole);
+        });
         ChunkId::from_bytes(*hasher.finalize().as_bytes())
     }
 }

@@ -124,7 +124,7 @@ fn frames_of(chunks: &[(ChunkKind, Vec<u8>)], target: u32, level: i32) -> Vec<En
     }
     frames.extend(builder.flush());
     assert_eq!(builder.pending_bytes(), 0);
-    frames.iter_mut().map(|frame| frame.encode(level).unwrap()).collect()
+    frames.into_iter().map(|frame| frame.encode(level).unwrap()).collect()
 }
 
 fn pack_of(frames: &[EncodedFrame]) -> FinishedPack {

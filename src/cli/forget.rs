@@ -12,7 +12,7 @@ use vmkeep::ops::forget::{check_guards, facts, forget, guards, plan_prune};
 use vmkeep::ops::freed::{Freed, FreedReport, freed};
 use vmkeep::ops::prune::{PruneOptions, prune};
 use vmkeep::ops::retention::{Count, Decision, GroupBy, Period, Policy, decide};
-use vmkeep::ops::select::short_id;
+use vmkeep::ops::select::ShortIds;
 use vmkeep::repo::Catalog;
 use vmkeep::storage;
 
@@ -260,7 +260,8 @@ fn show(
 }
 
 fn agree(entries: &[PointEntry], chosen: &[PointId]) -> Result<()> {
-    let names: Vec<String> = chosen.iter().map(|id| short_id(entries, *id)).collect();
+    let ids = ShortIds::of(entries);
+    let names: Vec<String> = chosen.iter().map(|id| ids.short(*id)).collect();
     let question = format!("forget {} ({})?", units::count(chosen.len(), "point"), names.join(", "));
     match confirm(&question) {
         Some(true) => Ok(()),
@@ -306,6 +307,7 @@ fn table(
     dry_run: bool,
 ) -> Table {
     let mut table = Table::new(&["POINT", "DOMAIN", "TIME", "", "WHY", ">FREES"]);
+    let ids = ShortIds::of(catalog.points());
     for decision in decisions {
         let Some(entry) = catalog.point(decision.point) else { continue };
         let frees = freed.get(&decision.point).map(|freed| units::size(freed.stored_bytes));
@@ -317,7 +319,7 @@ fn table(
             false => "forget",
         };
         table.row([
-            short_id(catalog.points(), decision.point),
+            ids.short(decision.point),
             entry.record.domain.clone(),
             units::local(entry.record.time_ms, &work.now),
             what.to_owned(),

@@ -5,7 +5,7 @@ use serde::Serialize;
 use vmkeep::error::{Error, Result};
 use vmkeep::id::PointId;
 use vmkeep::ops::forget::{hold, undelete, unhold};
-use vmkeep::ops::select::{parse_moments, short_id};
+use vmkeep::ops::select::{ShortIds, parse_moments};
 
 use super::exit::Exit;
 use super::work::Work;
@@ -82,7 +82,8 @@ pub fn run_hold(args: &HoldArgs, app: &App) -> Result<Exit> {
             hold(&work.repository, *id, until_ms, &args.reason, &work.progress)?;
         }
     }
-    let names = ids.iter().map(|id| short_id(&entries, *id)).collect();
+    let short = ShortIds::of(&entries);
+    let names = ids.iter().map(|id| short.short(*id)).collect();
     report(app, &work, ["would hold", "held"], &ids, names, until_ms, args.dry_run)
 }
 
@@ -101,7 +102,8 @@ pub fn run_unhold(args: &UnholdArgs, app: &App) -> Result<Exit> {
             unhold(&work.repository, *id, &work.progress)?;
         }
     }
-    let names = |ids: &[PointId]| ids.iter().map(|id| short_id(entries, *id)).collect::<Vec<_>>();
+    let short = ShortIds::of(entries);
+    let names = |ids: &[PointId]| ids.iter().map(|id| short.short(*id)).collect::<Vec<_>>();
     if !free.is_empty() && !app.output.quiet && !app.output.json {
         work.progress.clear();
         let count = units::count(free.len(), "point");
@@ -127,7 +129,8 @@ pub fn run_undelete(args: &UndeleteArgs, app: &App) -> Result<Exit> {
             undelete(&work.repository, *id, &work.progress)?;
         }
     }
-    let names = ids.iter().map(|id| short_id(catalog.forgotten(), *id)).collect();
+    let short = ShortIds::of(catalog.forgotten());
+    let names = ids.iter().map(|id| short.short(*id)).collect();
     report(app, &work, ["would bring back", "brought back"], &ids, names, None, args.dry_run)
 }
 

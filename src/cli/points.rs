@@ -6,7 +6,7 @@ use vmkeep::format::session::VerifiedLevel;
 use vmkeep::id::PointId;
 use vmkeep::ops::PointEntry;
 use vmkeep::ops::points::standing;
-use vmkeep::ops::select::{parse_moments, short_id};
+use vmkeep::ops::select::{ShortIds, parse_moments};
 use vmkeep::repo::Catalog;
 
 use super::App;
@@ -179,15 +179,16 @@ fn table(
         ];
     }
     let mut table = Table::new(&titles);
+    let ids = ShortIds::of(all);
     for entry in wanted {
         let (record, stats) = (&entry.record, &entry.stats);
         let disk_size = record.disks.iter().map(|disk| disk.manifest.size).fold(0, u64::saturating_add);
         let mut row = vec![
-            short_id(all, record.id),
+            ids.short(record.id),
             record.domain.clone(),
             units::local(record.time_ms, &work.now),
             level(record.level).to_owned(),
-            record.base.map_or_else(|| "-".into(), |base| short_id(all, base)),
+            record.base.map_or_else(|| "-".into(), |base| ids.short(base)),
         ];
         if long {
             let disks: Vec<&str> = record.disks.iter().map(|disk| disk.target.as_str()).collect();

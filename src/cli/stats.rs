@@ -1,11 +1,13 @@
 //! `vmkeep stats`.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 use vmkeep::error::Result;
 use vmkeep::id::PointId;
 use vmkeep::ops::PointEntry;
 use vmkeep::ops::freed::{FreedReport, freed};
-use vmkeep::ops::select::short_id;
+use vmkeep::ops::select::ShortIds;
 use vmkeep::ops::stats::{StatsReport, stats};
 
 use super::exit::Exit;
@@ -78,11 +80,13 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
 
 fn unique_table(entries: &[PointEntry], report: &FreedReport, work: &Work) -> Table {
     let mut table = Table::new(&["POINT", "DOMAIN", "TIME", ">CHUNKS", ">CONTENT", ">STORED"]);
+    let ids = ShortIds::of(entries);
+    let by_id: HashMap<PointId, &PointEntry> = entries.iter().map(|entry| (entry.record.id, entry)).collect();
     for point in &report.points {
-        let Some(entry) = entries.iter().find(|entry| entry.record.id == point.point) else { continue };
+        let Some(entry) = by_id.get(&point.point) else { continue };
         let freed = &point.freed;
         table.row([
-            short_id(entries, point.point),
+            ids.short(point.point),
             entry.record.domain.clone(),
             units::local(entry.record.time_ms, &work.now),
             freed.chunks.to_string(),

@@ -126,19 +126,41 @@ pub fn select_base<'a>(
     }
 }
 
-/// Returns the shortest first digits of an id, eight at least, that no other point of `entries` has.
+/// Returns the shortest first digits of an id, eight at least, that no other point of `entries` has. Of many ids:
+/// [`ShortIds`].
 pub fn short_id(entries: &[PointEntry], id: PointId) -> String {
-    let hex = id.to_hex();
-    let longest_common = entries
-        .iter()
-        .filter(|entry| entry.record.id != id)
-        .map(|entry| {
-            let other = entry.record.id.to_hex();
-            hex.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count()
-        })
-        .max()
-        .unwrap_or(0);
-    hex.chars().take((longest_common + 1).max(8)).collect()
+    ShortIds::of(entries).short(id)
+}
+
+/// The ids of points, in their order, to tell which first digits tell them apart.
+#[derive(Debug, Clone)]
+pub struct ShortIds(Vec<PointId>);
+
+impl ShortIds {
+    /// Takes the ids of `entries`.
+    pub fn of(entries: &[PointEntry]) -> Self {
+        let mut ids: Vec<PointId> = entries.iter().map(|entry| entry.record.id).collect();
+        ids.sort_unstable();
+        Self(ids)
+    }
+
+    /// Returns the shortest first digits of an id, eight at least, that no other point has.
+    pub fn short(&self, id: PointId) -> String {
+        // no other id has more digits in common with it than its neighbours
+        let before = self.0.partition_point(|other| *other < id).checked_sub(1).and_then(|at| self.0.get(at));
+        let after = self.0.get(self.0.partition_point(|other| *other <= id));
+        let common = before.into_iter().chain(after).map(|other| common_digits(id, *other)).max();
+        id.to_hex().chars().take((common.unwrap_or(0) + 1).max(8)).collect()
+    }
+}
+
+/// Returns how many digits two ids begin with that are the same.
+fn common_digits(one: PointId, other: PointId) -> usize {
+    let mut pairs = one.as_bytes().iter().zip(other.as_bytes());
+    let bytes = pairs.by_ref().take_while(|(a, b)| a == b).count();
+    let is_half =
+        one.as_bytes().get(bytes).zip(other.as_bytes().get(bytes)).is_some_and(|(a, b)| a >> 4 == b >> 4);
+    2 * bytes + usize::from(is_half)
 }
 
 impl Selected<'_> {

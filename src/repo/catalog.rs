@@ -53,6 +53,8 @@ pub struct VerifiedState {
 #[derive(Debug, Default)]
 pub struct Catalog {
     points: Vec<PointEntry>,
+    /// Where in `points` each is.
+    positions: HashMap<PointId, usize>,
     forgotten: Vec<PointEntry>,
     tombstones: HashMap<SessionId, Tombstone>,
     /// Points that prunes have dropped.
@@ -124,6 +126,7 @@ impl Catalog {
         points.sort_by_key(|entry| (entry.record.time_ms, entry.record.id));
         (catalog.forgotten, catalog.points) =
             points.into_iter().partition(|entry| forgotten.contains(&entry.record.id));
+        catalog.positions = (0..).zip(&catalog.points).map(|(at, entry)| (entry.record.id, at)).collect();
         Ok(catalog)
     }
 
@@ -195,7 +198,7 @@ impl Catalog {
 
     /// Returns a point that was not forgotten.
     pub fn point(&self, id: PointId) -> Option<&PointEntry> {
-        self.points.iter().find(|entry| entry.record.id == id)
+        self.points.get(*self.positions.get(&id)?)
     }
 
     /// Returns true if a prune has dropped a point.

@@ -333,7 +333,7 @@ fn compress(
     level: i32,
     failure: &FirstFailure,
 ) {
-    for mut job in frames {
+    for job in frames {
         match job.frame.encode(level) {
             Ok(frame) => {
                 let job = Job { sequence: job.sequence, kind: job.kind, frame };
