@@ -116,7 +116,7 @@ fn store_marked(
     let ((copied, bytes), later) = write_more(repository, &reader, session.id(), written, |writer| {
         let mut again = Again {
             reader: &reader,
-            own: &written.chunks,
+            own: written,
             writer,
             monitor,
             met: HashSet::new(),
@@ -148,7 +148,9 @@ fn store_marked(
     }
     written.packs.retain(|pack| !view.marks().packs.contains(pack));
     written.add(later);
-    written.chunks.extend(copied);
+    let mut again = repository.pending();
+    again.extend(copied);
+    written.chunks.push(again);
     Ok(())
 }
 
@@ -163,7 +165,7 @@ fn stays(catalog: &Catalog, marks: &Marks, map: &Manifest) -> bool {
 struct Again<'a, 'r, 'w> {
     reader: &'a ChunkReader<'r>,
     /// What the session stored before.
-    own: &'a HashSet<ChunkId>,
+    own: &'a Written,
     writer: &'a mut SessionWriter<'w>,
     monitor: &'a dyn Monitor,
     /// Nodes.
@@ -176,7 +178,7 @@ struct Again<'a, 'r, 'w> {
 impl Again<'_, '_, '_> {
     fn rely_on(&mut self, kind: ChunkKind, ids: &[ChunkId]) -> Result<()> {
         for (id, known) in ids.iter().zip(self.reader.known(kind, ids)?) {
-            if self.own.contains(id) || self.copied.contains(id) {
+            if self.own.has(id) || self.copied.contains(id) {
                 continue;
             }
             if let Some(pack) = known {
@@ -231,7 +233,7 @@ impl Visitor for Again<'_, '_, '_> {
 
     fn entry(&mut self, _range: ByteRange, entry: EntryRef) -> Result<()> {
         if let EntryRef::Chunk { id, .. } = entry
-            && !self.own.contains(&id)
+            && !self.own.has(&id)
         {
             self.pending.push(id);
             if self.pending.len() >= BATCH_CHUNKS {

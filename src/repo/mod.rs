@@ -20,6 +20,7 @@ pub mod heal;
 pub mod ingest;
 pub mod lock;
 mod lookup;
+pub mod pending;
 pub mod reader;
 pub(crate) mod rules;
 pub mod session;

@@ -19,6 +19,7 @@ use std::sync::Mutex;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::pending::Pending;
 use super::reader::ChunkReader;
 use super::rules::Rule;
 use super::share::{PackBytes, Permits, Portion};
@@ -57,13 +58,18 @@ pub struct Written {
     pub metadata_bytes: u64,
     pub packs: HashSet<PackId>,
     pub segments: Vec<SegmentId>,
-    /// What it stored but copies: 32 bytes each.
-    pub chunks: HashSet<ChunkId>,
+    /// What it stored but copies, in one set for each time.
+    pub chunks: Vec<Pending>,
     /// Older packs that the session's manifests rely on.
     pub reused: HashSet<PackId>,
 }
 
 impl Written {
+    /// Returns true if the session has stored a chunk.
+    pub fn has(&self, id: &ChunkId) -> bool {
+        self.chunks.iter().any(|set| set.contains(id))
+    }
+
     /// Adds what the session put later, and relies on since.
     pub fn add(&mut self, later: Self) {
         self.data_bytes += later.data_bytes;
@@ -110,15 +116,14 @@ pub struct SessionWriter<'a> {
     frames: Sender<Job<RawFrame>>,
     permits: &'a Permits<'a>,
     sequence: u64,
-    /// Chunks of this session, which no index knows before the commit: 32 bytes each.
-    pending: HashSet<ChunkId>,
+    pending: Pending,
     reused: HashSet<PackId>,
     new_bytes: u64,
 }
 
 impl std::fmt::Debug for SessionWriter<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SessionWriter").field("pending", &self.pending.len()).finish_non_exhaustive()
+        f.debug_struct("SessionWriter").field("sequence", &self.sequence).finish_non_exhaustive()
     }
 }
 
@@ -137,7 +142,7 @@ impl<'a> SessionWriter<'a> {
             frames,
             permits,
             sequence: 0,
-            pending: HashSet::new(),
+            pending: repository.pending(),
             reused: HashSet::new(),
             new_bytes: 0,
         }
@@ -146,11 +151,6 @@ impl<'a> SessionWriter<'a> {
     /// Returns the bytes of disk content that the repository did not have.
     pub fn new_bytes(&self) -> u64 {
         self.new_bytes
-    }
-
-    /// Returns true if the session itself has stored the chunk.
-    pub fn is_pending(&self, id: &ChunkId) -> bool {
-        self.pending.contains(id)
     }
 
     /// Stores a chunk of disk content unless `known` says in which older pack it is, or the session has it.
@@ -309,7 +309,7 @@ pub fn write_more<T>(
         let written = lister.join();
         let value = result?;
         match written {
-            Ok(Ok(written)) => Ok((value, Written { reused, chunks, ..written })),
+            Ok(Ok(written)) => Ok((value, Written { reused, chunks: vec![chunks], ..written })),
             // the failure is in its slot
             Ok(Err(())) => Err(Error::Cancelled),
             Err(panic) => std::panic::resume_unwind(panic),
