@@ -281,6 +281,8 @@ fn take_in_disk(
             predecessor: disk.predecessor,
             trust_bitmap: disk.trust_bitmap,
             lost: lost.ranges.clone(),
+            // it is read as a whole anyway
+            recut: disk.level == Level::Full,
             read_limit,
         };
         ingest(repository, reader, writer, &mut input, monitor)

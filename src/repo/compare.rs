@@ -79,11 +79,16 @@ struct Part {
     whole: Option<ChunkId>,
 }
 
+/// A leaf whose entries have fewer bytes on average is in pieces: nothing that is cut anew is, but for zeroes.
+const RECUT_LEN: u64 = 16 << 10;
+
 /// What the comparison works with.
 pub(super) struct Comparer<'a> {
     pub reader: &'a ChunkReader<'a>,
     pub hasher: &'a IdHasher,
     pub cutter: &'a Cutter,
+    /// Leaves with more entries than cutting makes are cut anew.
+    pub recut: bool,
     /// The predecessor's chunk that was read last: the next one mostly stands behind it.
     pub last: RefCell<Option<ChunkBytes>>,
 }
@@ -99,15 +104,18 @@ impl Comparer<'_> {
         let mut replacements = Vec::new();
         let mut chunks = Vec::new();
         let mut changed = Vec::new();
+        let recut = self.recut && old.len() as u64 > work.range.len() / RECUT_LEN;
         for (number, (range, payload)) in work.pieces.iter().enumerate() {
             let base = range.start() - work.range.start();
             let runs = match payload {
                 Payload::Zero => nonzero_ranges(old, base..base + range.len()),
                 Payload::Data(bytes) => self.changed_runs(old, &known, base, bytes),
             };
-            for run in runs {
-                changed
-                    .extend(ByteRange::between(work.range.start() + run.start, work.range.start() + run.end));
+            changed.extend(runs.iter().filter_map(|run| {
+                ByteRange::between(work.range.start() + run.start, work.range.start() + run.end)
+            }));
+            let whole = base..base + range.len();
+            for run in if recut { vec![whole] } else { runs } {
                 match payload {
                     Payload::Zero => replacements.push(zero_replacement(run)),
                     Payload::Data(bytes) => {

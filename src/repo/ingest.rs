@@ -43,6 +43,8 @@ pub struct IngestInput<'a> {
     pub trust_bitmap: bool,
     /// Ranges of the predecessor whose content is lost: they are read whatever the bitmap says.
     pub lost: RangeSet,
+    /// Cut leaves anew that many small writes have left in small pieces.
+    pub recut: bool,
     /// Bytes per second that the source is read at, at most.
     pub read_limit: Option<u64>,
 }
@@ -123,7 +125,7 @@ pub fn ingest(
     let size = input.source.size();
     let task = monitor.start(&input.source.label(), candidates.read_bytes());
     let geometry = repository.geometry();
-    let predecessor = input.predecessor;
+    let (predecessor, recut) = (input.predecessor, input.recut);
     let limit = input.read_limit;
     let source = &mut *input.source;
     let (zero, data) = (&candidates.zero, &candidates.data);
@@ -144,7 +146,7 @@ pub fn ingest(
         });
         for _ in 0..worker_count() {
             let (work, results) = (work_receiver.clone(), result_sender.clone());
-            scope.spawn(move || compare_leaves(repository, reader, predecessor, &work, &results));
+            scope.spawn(move || compare_leaves(repository, reader, (predecessor, recut), &work, &results));
         }
         drop((work_receiver, result_sender));
         let map = NewMap { geometry, size, predecessor };
@@ -341,7 +343,7 @@ impl<'a> LeafMaker<'a> {
 fn compare_leaves(
     repository: &Repository,
     reader: &ChunkReader<'_>,
-    predecessor: Option<Manifest>,
+    (predecessor, recut): (Option<Manifest>, bool),
     work: &Receiver<LeafWork>,
     results: &Sender<Result<LeafResult>>,
 ) {
@@ -349,6 +351,7 @@ fn compare_leaves(
         reader,
         hasher: repository.hasher(),
         cutter: repository.cutter(),
+        recut,
         last: RefCell::new(None),
     };
     let cursor = predecessor.map(|manifest| Cursor::new(repository.geometry(), &manifest, reader));
@@ -443,6 +446,7 @@ pub fn ingest_bytes(
         predecessor: None,
         trust_bitmap: false,
         lost: RangeSet::default(),
+        recut: false,
         read_limit: None,
     };
     Ok(ingest(repository, reader, writer, &mut input, monitor)?.manifest)

@@ -173,7 +173,8 @@ fn dry_run(
     let (job, level, made_full) = point_job(repository, options, &points, kind)?;
     let size = source.size();
     let lost = RangeSet::default();
-    let mut input = IngestInput { source, predecessor: None, trust_bitmap: false, lost, read_limit: None };
+    let mut input =
+        IngestInput { source, predecessor: None, trust_bitmap: false, lost, recut: false, read_limit: None };
     let found = candidates(&mut input, monitor)?;
     let stats = PointStats {
         dirty_bytes: found.dirty_bytes(),

@@ -11,6 +11,7 @@ use crate::extent::{ByteRange, Payload, RangeSet};
 use crate::format::point::{Consistency, Level, SourceKind};
 use crate::format::session::SessionKind;
 use crate::id::PointId;
+use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::{Monitor, Recorder};
 use crate::ops::content::{DiskBytes, OnDamage, Sink, read_disk};
 use crate::ops::levels::{self, disk_manifest, newest_manifest};
@@ -477,5 +478,47 @@ fn the_same_content_elsewhere_is_stored_once() {
     assert_eq!(report.stats.changed_bytes, 8 << 20);
     assert_eq!(report.stats.new_bytes, 0);
     assert_eq!(world.kept[0].level, Level::Full);
+    world.check_all();
+}
+
+/// Counts what a map names.
+struct Pieces(usize);
+
+impl Visitor for Pieces {
+    fn node(&mut self, _node: NodeAt) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn entry(&mut self, _range: ByteRange, _entry: EntryRef) -> Result<()> {
+        self.0 += 1;
+        Ok(())
+    }
+}
+
+fn pieces(world: &World, report: &BackupReport) -> usize {
+    let (_, view) = world.repository.refresh(&Recorder::new()).unwrap();
+    let reader = ChunkReader::new(&world.repository, &view);
+    let mut pieces = Pieces(0);
+    let manifest = report.record.disks.first().map(|disk| disk.manifest).unwrap();
+    walk(world.repository.geometry(), &manifest, &reader, &mut pieces).unwrap();
+    pieces.0
+}
+
+#[test]
+fn a_full_cuts_anew_what_small_writes_have_left_in_pieces() {
+    let mut world = World::new(&[4 << 20]);
+    write(&mut world, 0, 4 << 20, 1);
+    let first = world.backup(RequestedLevel::Auto);
+    // three leaves of four
+    (0..3 * 128).for_each(|block| write(&mut world, block * 2 * BLOCK, BLOCK, 100 + block));
+    let pieced = world.backup(RequestedLevel::Auto);
+    assert_eq!((pieced.record.level, pieced.stats.changed_bytes), (Level::Incremental, 3 * 128 * BLOCK));
+    assert!(pieces(&world, &pieced) > 3 * 128);
+    let full = world.backup(RequestedLevel::Is(Level::Full));
+    assert_eq!(full.stats.changed_bytes, 0, "nothing was written");
+    assert_eq!(full.stats.new_bytes, 3 << 20, "the fourth leaf is as it was");
+    assert!(pieces(&world, &full) < 2 * pieces(&world, &first), "{}", pieces(&world, &full));
+    let again = world.backup(RequestedLevel::Is(Level::Full));
+    assert_eq!((again.stats.new_bytes, again.record.disks[0].manifest), (0, full.record.disks[0].manifest));
     world.check_all();
 }
