@@ -7,11 +7,12 @@
 //!
 //! `VMKEEP_SCALE_GIB` data of the disk (default 1024), `VMKEEP_SCALE_POINTS` (1000), `VMKEEP_SCALE_CHUNKS` of the index in
 //! millions (16), `VMKEEP_SCALE_REPACK_GIB` data of what is repacked (32), `VMKEEP_SCALE_DIR` where it is kept (a temporary
-//! directory; 12 GiB at the default sizes).
+//! directory; 12 GiB at the default sizes), `VMKEEP_SCALE_PROGRAM` a vmkeep whose start beside all points is measured (none).
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -21,6 +22,7 @@ use vmkeep::extent::{ByteRange, Payload, RangeSet};
 use vmkeep::format::name::{Folder, ObjectName};
 use vmkeep::format::node::ChunkKind;
 use vmkeep::format::pack::{FrameEntry, PACK_FOOTER_LEN, PACK_HEADER_LEN, PackFooter, PackHeader, PackKind};
+use vmkeep::format::point::Level;
 use vmkeep::format::segment::{Segment, SegmentChunk, SegmentPack};
 use vmkeep::id::{ChunkId, PackId, PointId, RepositoryId, SegmentId, SessionId};
 use vmkeep::index::open_index;
@@ -366,14 +368,11 @@ fn environment() -> Environment {
     }
 }
 
-fn open(dir: &Path) -> Repository {
+fn storage(dir: &Path) -> Box<dyn Storage> {
     let url = dir.join("repository");
-    let mut storage = vmkeep::storage::open_url(url.to_str().unwrap()).unwrap();
+    let storage = vmkeep::storage::open_url(url.to_str().unwrap()).unwrap();
     let hollow = dir.join("hollow");
-    if hollow.exists() {
-        storage = Box::new(Hollow::open(storage, hollow));
-    }
-    Repository::open(storage, Some(&dir.join("cache")), &environment(), &Recorder::new()).unwrap()
+    if hollow.exists() { Box::new(Hollow::open(storage, hollow)) } else { storage }
 }
 
 /// Makes a repository, of which the content of data packs may not be kept.
@@ -385,12 +384,13 @@ fn create(dir: &Path, is_hollow: bool) {
     Repository::create(storage, &CreateOptions::default(), &environment()).unwrap();
 }
 
+/// An incremental, in which the disk's dirty ranges alone are read; the first point is a full.
 fn back_up(repository: &Repository, disk: &mut Sparse) -> BackupReport {
     let options = ImageBackupOptions {
         domain: "large".into(),
         disk: "vda".into(),
         input: ImageInput::Block("none".into()),
-        level: RequestedLevel::Auto,
+        level: RequestedLevel::Is(Level::Incremental),
         tags: Vec::new(),
         read_limit: None,
         dry_run: false,
@@ -409,7 +409,7 @@ struct Phase {
 
 /// Runs a phase as a command would run: in a new process, that knows nothing of the ones before.
 fn phase(phase: &str, dir: &Path, count: u64) -> Phase {
-    let run = std::process::Command::new(std::env::current_exe().unwrap())
+    let run = Command::new(std::env::current_exe().unwrap())
         .args(["child", phase, dir.to_str().unwrap(), &count.to_string()])
         .output()
         .unwrap();
@@ -421,8 +421,11 @@ fn phase(phase: &str, dir: &Path, count: u64) -> Phase {
 }
 
 fn run_phase(phase: &str, dir: &Path, count: u64) {
+    // reads tens of thousands of small files: not what vmkeep would do
+    let storage = storage(dir);
     let start = Instant::now();
-    let repository = open(dir);
+    let repository =
+        Repository::open(storage, Some(&dir.join("cache")), &environment(), &Recorder::new()).unwrap();
     let found = match phase {
         "write" => write(&repository, dir, count),
         "verify" => structure(&repository),
@@ -527,23 +530,8 @@ fn disk() {
         let name = format!("{title}: point of {count} scattered writes: metadata of each");
         figure(&name, Some(6.0), per(done.count, count), "KiB");
     }
-    let mut times: Vec<f64> = Vec::new();
-    let mut most = 0f64;
-    for _ in 4..points {
-        let done = phase("write", &dir, 16);
-        times.push(done.seconds);
-        most = most.max(done.peak);
-    }
-    let median = |times: &[f64]| {
-        let mut times = times.to_vec();
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
-    let some = 20.min(times.len());
-    let (early, late) = (median(&times[..some]), median(&times[times.len() - some..]));
-    figure(&format!("{title}: points 5 to 24, 16 writes each"), None, early, "s");
-    figure(&format!("{title}: the last 20 of {points} points, 16 writes each"), None, late, "s");
-    figure(&format!("{title}: peak memory of those"), Some(512.0), most, "MiB");
+    many_points(&title, &dir, points);
+    start_up(&dir, points);
     let verified = phase("verify", &dir, 0);
     tell(&format!("{points} points: verify --structure"), &verified);
     figure(&format!("{title}: {points} points: chunks"), None, verified.count as f64, "");
@@ -556,6 +544,49 @@ fn disk() {
         pruned.peak,
         "MiB",
     );
+}
+
+/// Makes points of few writes until there are so many: the late ones should cost what the early ones do.
+fn many_points(title: &str, dir: &Path, points: u64) {
+    let mut times: Vec<f64> = Vec::new();
+    let mut most = 0f64;
+    let mut metadata = 0;
+    for _ in 4..points {
+        let done = phase("write", dir, 16);
+        times.push(done.seconds);
+        most = most.max(done.peak);
+        metadata = done.count.max(metadata);
+    }
+    let some = 20.min(times.len());
+    let (early, late) = (median(&times[..some]), median(&times[times.len() - some..]));
+    figure(&format!("{title}: points 5 to 24, 16 writes each"), None, early, "s");
+    figure(&format!("{title}: the last 20 of {points} points, 16 writes each"), None, late, "s");
+    let name = format!("{title}: {points} points: the last points beside the early ones");
+    figure(&name, Some(1.1), late / early, "times");
+    figure(&format!("{title}: peak memory of those"), Some(512.0), most, "MiB");
+    let name = format!("{title}: points of 16 scattered writes: metadata of each, at most");
+    figure(&name, Some(6.0), per(metadata, 16), "KiB");
+}
+
+/// Lists all points by a program, as a command does that begins beside them.
+fn start_up(dir: &Path, points: u64) {
+    let Some(program) = std::env::var_os("VMKEEP_SCALE_PROGRAM") else { return };
+    let list = || {
+        let mut command = Command::new(&program);
+        command.arg("points").stdout(Stdio::null());
+        command.env("VMKEEP_REPOSITORY", dir.join("repository")).env("VMKEEP_CACHE_DIR", dir.join("cache"));
+        let start = Instant::now();
+        assert!(command.status().unwrap().success());
+        start.elapsed().as_secs_f64()
+    };
+    let times: Vec<f64> = (0..5).map(|_| list()).collect();
+    figure(&format!("vmkeep points, {points} points"), Some(0.1), median(&times), "s");
+}
+
+fn median(times: &[f64]) -> f64 {
+    let mut times = times.to_vec();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }
 
 fn per(bytes: u64, count: u64) -> f64 {

@@ -12,10 +12,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use vmkeep::chunk::{Cutter, FrameBuilder, IdHasher, RawFrame, open_frame};
+use vmkeep::chunk::{
+    Cutter, EncodedFrame, FinishedPack, FrameBuilder, IdHasher, PackBuilder, RawFrame, open_frame,
+};
 use vmkeep::error::{Error, Result};
 use vmkeep::extent::ByteRange;
 use vmkeep::format::config::CutterParams;
+use vmkeep::format::name::ObjectName;
 use vmkeep::format::node::{ChunkKind, LeafEntry, Node};
 use vmkeep::format::pack::{FrameEntry, PackKind};
 use vmkeep::format::point::Manifest;
@@ -84,12 +87,20 @@ fn cutter() -> Cutter {
     Cutter::new(CutterParams::default()).unwrap()
 }
 
+/// What the cutter makes of the sample.
+fn sample_chunks() -> Vec<&'static [u8]> {
+    let mut rest = sample();
+    let mut next = |len| {
+        let (chunk, behind) = rest.split_at(len);
+        rest = behind;
+        chunk
+    };
+    cutter().cut(sample()).map(&mut next).collect()
+}
+
 fn sample_frames() -> Vec<RawFrame> {
     let (hasher, mut builder, mut frames) = (IdHasher::new(KEY), FrameBuilder::new(1 << 20), Vec::new());
-    let mut rest = sample();
-    for len in cutter().cut(sample()) {
-        let (plain, behind) = rest.split_at(len);
-        rest = behind;
+    for plain in sample_chunks() {
         frames.extend(builder.push(ChunkKind::Data, hasher.chunk_id(ChunkKind::Data, plain), plain).unwrap());
     }
     frames.extend(builder.flush());
@@ -117,6 +128,25 @@ mod a_bytes {
     #[divan::bench]
     fn bare_blake3(bencher: Bencher<'_, '_>) {
         per_byte(bencher, |bytes| u64::from(blake3::hash(bytes).as_bytes()[0]));
+    }
+
+    /// As `name_chunks`, without the kinds that ids have in them.
+    #[divan::bench]
+    fn bare_blake3_per_chunk(bencher: Bencher<'_, '_>) {
+        let chunks = sample_chunks();
+        bencher.counter(BytesCount::of_slice(sample())).bench(|| {
+            let hashes = chunks.iter().map(|chunk| blake3::keyed_hash(&KEY, divan::black_box(chunk)));
+            hashes.map(|hash| u64::from(hash.as_bytes()[0])).sum::<u64>()
+        });
+    }
+
+    #[divan::bench]
+    fn name_chunks(bencher: Bencher<'_, '_>) {
+        let (chunks, hasher) = (sample_chunks(), IdHasher::new(KEY));
+        bencher.counter(BytesCount::of_slice(sample())).bench(|| {
+            let ids = chunks.iter().map(|chunk| hasher.chunk_id(ChunkKind::Data, divan::black_box(chunk)));
+            ids.map(|id| u64::from(id.as_bytes()[0])).sum::<u64>()
+        });
     }
 
     #[divan::bench]
@@ -162,6 +192,67 @@ mod a_bytes {
             .collect();
         bencher.counter(BytesCount::of_slice(sample())).bench(|| {
             frames.iter().map(|(bytes, entry)| open_frame(bytes, entry).unwrap().len()).sum::<usize>()
+        });
+    }
+}
+
+/// Random content in frames, as it is stored: nothing compresses it.
+fn stored_frames() -> Vec<EncodedFrame> {
+    let (hasher, mut builder, mut random) = (IdHasher::new(KEY), FrameBuilder::new(1 << 20), Random(21));
+    let mut raw = Vec::new();
+    for _ in 0..16 * MIB / CHUNK {
+        let plain: Vec<u8> = (0..CHUNK / 8).flat_map(|_| random.next().to_le_bytes()).collect();
+        let id = hasher.chunk_id(ChunkKind::Data, &plain);
+        raw.extend(builder.push(ChunkKind::Data, id, &plain).unwrap());
+    }
+    raw.extend(builder.flush());
+    raw.iter_mut().map(|frame| frame.encode(3).unwrap()).collect()
+}
+
+const CHUNK: u64 = 32 << 10;
+const REPOSITORY: RepositoryId = RepositoryId::from_bytes([3; 16]);
+
+/// A pack of 16 MiB.
+fn pack(frames: &[EncodedFrame]) -> FinishedPack {
+    let mut builder = PackBuilder::new(PackKind::Data, REPOSITORY, [9; 32]);
+    frames.iter().for_each(|frame| builder.push(frame).unwrap());
+    builder.finish().unwrap()
+}
+
+mod b_packs {
+    use super::*;
+
+    /// Lined up, hashed, with the table.
+    #[divan::bench]
+    fn build(bencher: Bencher<'_, '_>) {
+        let frames = stored_frames();
+        let len: usize = frames.iter().map(|frame| frame.bytes.len()).sum();
+        bencher.counter(BytesCount::new(len)).bench(|| pack(&frames).id);
+    }
+
+    #[divan::bench(sample_count = 10, sample_size = 1)]
+    fn bare_write_and_sync(bencher: Bencher<'_, '_>) {
+        let (dir, pack) = (tempfile::tempdir().unwrap(), pack(&stored_frames()));
+        let mut number = 0;
+        bencher.counter(BytesCount::of_slice(&pack.bytes)).bench_local(|| {
+            number += 1;
+            let mut file = File::create(dir.path().join(format!("{number}"))).unwrap();
+            file.write_all(&pack.bytes).unwrap();
+            file.sync_all().unwrap();
+        });
+    }
+
+    /// Written past the page cache, named and durable, as all that backups store.
+    #[divan::bench(sample_count = 10, sample_size = 1)]
+    fn put(bencher: Bencher<'_, '_>) {
+        let (dir, pack) = (tempfile::tempdir().unwrap(), pack(&stored_frames()));
+        let url = dir.path().join("repository");
+        let storage = vmkeep::storage::create_url(url.to_str().unwrap()).unwrap();
+        let mut number = 0u64;
+        bencher.counter(BytesCount::of_slice(&pack.bytes)).bench_local(|| {
+            number += 1;
+            let id = PackId::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes());
+            storage.put_new(ObjectName::Pack(id), &pack.bytes).unwrap();
         });
     }
 }
@@ -242,7 +333,7 @@ fn scattered(count: u64) -> Vec<u64> {
     found
 }
 
-mod b_manifest {
+mod c_manifest {
     use super::*;
 
     #[divan::bench(args = [100, 4000], sample_count = 10)]
@@ -303,11 +394,10 @@ fn segment(number: u64) -> (SegmentId, Segment) {
     (SegmentId::from_bytes(id), Segment { owner, number: 0, packs: vec![pack], chunks })
 }
 
-mod c_index {
+mod d_index {
     use super::*;
 
     const CHUNKS: u64 = 1_000_000;
-    const REPOSITORY: RepositoryId = RepositoryId::from_bytes([3; 16]);
 
     fn filled(index: Box<dyn Index>) -> Box<dyn Index> {
         for number in 0..CHUNKS / 100_000 {
@@ -337,6 +427,22 @@ mod c_index {
         let dir = tempfile::tempdir().unwrap();
         let index = filled(open_index(Some(dir.path()), REPOSITORY).index);
         look_up(bencher, index.as_ref(), if which == "new" { CHUNKS } else { 0 });
+    }
+
+    #[divan::bench(sample_count = 20)]
+    fn encode_segment(bencher: Bencher<'_, '_>) {
+        let (_, segment) = segment(1);
+        let items = ItemsCount::new(segment.chunks.len());
+        bencher.counter(items).bench(|| segment.to_object(REPOSITORY).unwrap().len());
+    }
+
+    /// Read from memory, opened and checked against itself.
+    #[divan::bench(sample_count = 20)]
+    fn decode_segment(bencher: Bencher<'_, '_>) {
+        let (_, segment) = segment(1);
+        let object = segment.to_object(REPOSITORY).unwrap();
+        let items = ItemsCount::new(segment.chunks.len());
+        bencher.counter(items).bench(|| Segment::from_object(&object, REPOSITORY).unwrap().chunks.len());
     }
 
     #[divan::bench(sample_count = 3)]
@@ -426,7 +532,7 @@ fn keep(repository: &Repository, image: &Path) {
     backup_image(repository, &options, &Recorder::new()).unwrap();
 }
 
-mod d_end_to_end {
+mod e_end_to_end {
     use super::*;
 
     #[divan::bench(sample_count = 3, sample_size = 1)]

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 from content import BLOCK, Text, data_ranges, scattered
 from lab import Domain
-from meter import MIB, Failed, output, same, say
+from meter import MIB, Failed, cold, output, same, say
 from tools import Vmkeep
 
 #: how often each state is restored
 RESTORES = 5
 #: increments before a state, whose times count for it
 RECENT = 20
+#: the state that the others are compared with
+FRESH = "the same disk in a new repository"
 
 
 @dataclass
@@ -76,6 +78,15 @@ class Aging:
         times, self.increments = self.increments[-RECENT:], []
         self.note(label, tool, **({"increment": statistics.median(times)} if times else {}))
 
+    def keep_with_full(self, label):
+        """This state, and a full in the copy alone: what comes next is as if it had not been made."""
+        tool = self.another()
+        os.makedirs(tool.root)
+        output(["cp", "-a", self.vmkeep.repo, tool.repo])
+        tool.vmkeep("backup", "-q", "--file", self.truth, "--name", self.domain.name, "-l", "full")
+        tool.remember(label)
+        self.note(label, tool)
+
     def keep_fresh(self, label):
         """The same disk in a repository that holds nothing else: as good as a restore can be."""
         tool = self.another()
@@ -118,6 +129,7 @@ class Aging:
         shutil.rmtree(self.vmkeep.root)
         for number in range(RESTORES):
             for state in self.states[:: -1 if number % 2 else 1]:
+                cold()
                 self.results.add(state.tool.restore(state.label, state.truth), self.work, state.label, number)
                 same(state.tool.restored(state.label, state.truth), state.truth)
                 state.tool.clean()
@@ -150,13 +162,14 @@ def fragments(lab, program, folder, results, raw, marks):
     for point in marks:
         aging.increment_to(point, 64)
         aging.keep(f"point {point}")
+    aging.keep_with_full("a full after that, nothing pruned")
     aging.forget_all_but(3)
     aging.keep("all but the last 3 points forgotten, pruned")
     aging.vmkeep.domain_backup("full")
-    aging.keep("after that a new full")
+    aging.keep("after that a full")
     aging.forget_all_but(1)
     aging.keep("all but that forgotten, pruned")
-    aging.keep_fresh("the same disk in a new repository")
+    aging.keep_fresh(FRESH)
     aging.restore()
 
 

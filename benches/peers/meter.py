@@ -64,6 +64,25 @@ def measure(argv, log, env=None, cwd=None, user=None):
     return Sample("", "", 0, wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
+def cold():
+    """Empties the page cache: what is measured next reads its files from the disk. Returns whether that could be done."""
+    os.sync()
+    try:
+        with open("/proc/sys/vm/drop_caches", "w") as file:
+            file.write("3\n")
+    except OSError as error:
+        say(f"the page cache stays as it is: {error}")
+        return False
+    return True
+
+
+def warm(path):
+    """Reads a file: what is measured next has it in the page cache."""
+    with open(path, "rb", buffering=0) as file:
+        while file.read(16 * MIB):
+            pass
+
+
 def output(argv, env=None):
     """Runs a command that is not measured, and returns what it prints."""
     done = subprocess.run(

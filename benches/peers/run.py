@@ -9,12 +9,13 @@ import tempfile
 
 import age
 import report
+import several
 import stages
 import works
 import writes
 from content import Text, make_disk
 from lab import HistoryDomain, Lab
-from meter import Failed, Results, measure, output, say
+from meter import Failed, Results, cold, output, say
 from tools import Vmkeep, VmkeepFile, peers
 
 PARTS = ["history", "live", "writes", "age", "profile", "index", "scale"]
@@ -31,6 +32,8 @@ def history(options, results, lab, folder):
         tools = [tool for tool in tools if tool.name in options.tools]
     else:
         results.forget(work.WORKS + ["limits"])
+        for fact in ("again", "full_size"):
+            results.facts.pop(fact, None)
     results.facts["versions"] = {**results.facts.get("versions", {}), **{tool.name: tool.version() for tool in tools}}
     results.facts["data"] = {"fleet": work.fleet, "steps": work.steps, "virtual": os.path.getsize(work.image("db.T0"))}
     if not options.tools or "limits" in options.tools:
@@ -50,6 +53,8 @@ def live(options, results, lab, folder):
     work = works.Live(lab, options.vmkeep, folder, results, options.live_mib << 20)
     note_version(results, work.virtnbdbackup)
     work.run(options.rounds)
+    results.forget(several.Several.WORKS)
+    several.Several(lab, options.vmkeep, folder, results, options.live_mib << 16).run(options.rounds)
 
 
 def scattered(options, results, lab, folder):
@@ -90,7 +95,7 @@ def large(options, place, parts):
     shutil.rmtree(place, ignore_errors=True)
     os.makedirs(place)
     small = {"VMKEEP_SCALE_GIB": "8", "VMKEEP_SCALE_POINTS": "100", "VMKEEP_SCALE_CHUNKS": "4", "VMKEEP_SCALE_REPACK_GIB": "2"}
-    env = {"VMKEEP_SCALE_DIR": place, **(small if options.size == "small" else {})}
+    env = {"VMKEEP_SCALE_DIR": place, "VMKEEP_SCALE_PROGRAM": options.vmkeep, **(small if options.size == "small" else {})}
     figures = []
     for line in output(["cargo", "bench", "--locked", "--bench", "scale", "--", *parts], env).splitlines():
         if line.startswith("{"):
@@ -107,14 +112,9 @@ def index(options, results, lab, folder):
 
 
 def scale(options, results, lab, folder):
-    """The large disk, and how soon the program begins with as many points."""
+    """The large disk; how soon the program begins with as many points."""
     place = os.path.join(folder, "scale")
-    figures = large(options, place, ["disk"])
-    repository = {"VMKEEP_REPOSITORY": os.path.join(place, "repository"), "VMKEEP_CACHE_DIR": os.path.join(place, "cache")}
-    points = json.loads(output([options.vmkeep, "points", "--json"], repository))["points"]
-    times = [measure([options.vmkeep, "points"], os.path.join(folder, "points.log"), repository).wall for _ in range(5)]
-    figures.append({"name": f"vmkeep points, {len(points)} points", "goal": 0.1, "value": sorted(times)[2], "unit": "s"})
-    results.facts["scale"] = figures
+    results.facts["scale"] = large(options, place, ["disk"])
     results.save()
     shutil.rmtree(place)
 
@@ -143,6 +143,7 @@ def main():
         for part in options.parts or PARTS:
             # what else is at work makes figures worse: the reader has to know
             results.facts["load"] = {**results.facts.get("load", {}), part: os.getloadavg()[0]}
+            results.facts["cold"] = {**results.facts.get("cold", {}), part: cold()}
             parts[part](options, results, lab, options.work)
     finally:
         lab.stop()

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 
-from meter import Failed, Sample, measure, output, tree_size
+from meter import Failed, Sample, cold, measure, output, tree_size
 
 
 class Tool:
@@ -39,7 +39,12 @@ class Tool:
 
     def next(self, name, image, step):
         """A later state of the same disk: read as a whole where a tool knows no dirty bitmap."""
+        cold()
         return self.backup(name, image)
+
+    def prune_all(self):
+        """Reclaims all that nothing needs, however little that is; None where `drop` has done so."""
+        return None
 
 
 class Vmkeep(Tool):
@@ -72,6 +77,7 @@ class Vmkeep(Tool):
     def remember(self, name):
         newest = max(self.json("points")["points"], key=lambda point: point["time"])
         self.points.setdefault(name, []).append(newest["point"])
+        self.newest = newest
 
     def backup(self, name, image, level="auto"):
         domain = name.split(".")[0]
@@ -81,13 +87,14 @@ class Vmkeep(Tool):
 
     def next(self, name, image, step):
         if self.domain is None:
-            return self.backup(name, image)
+            return super().next(name, image, step)
         if step == 1:
             # the domain's first point makes the checkpoint that the others go on from; nothing of it is new
             self.domain.start_at_first()
             self.domain_backup("full")
             self.remember("db.T0")
         self.domain.become(step)
+        cold()
         sample = self.domain_backup("inc")
         self.remember(name)
         return sample
@@ -113,6 +120,9 @@ class Vmkeep(Tool):
         sample = self.vmkeep("forget", "-q", "-y", "--force", *ids)
         sample.add(self.vmkeep("prune", "-q"))
         return sample
+
+    def prune_all(self):
+        return self.vmkeep("prune", "-q", "--max-unused", "0%")
 
 
 class VmkeepFile(Vmkeep):
@@ -152,12 +162,17 @@ class Restic(Tool):
         ids = [self.snapshot(name) for name in names]
         return self.run(self.program, "-q", "--no-cache", "forget", "--prune", *ids)
 
+    def prune_all(self):
+        return self.run(self.program, "-q", "--no-cache", "prune", "--max-unused", "0")
+
     def snapshot(self, name):
         return json.loads(output([self.program, "snapshots", "--tag", name, "--json"], self.env))[0]["id"]
 
 
 class Rustic(Restic):
     name = "rustic"
+    #: what is not needed goes now, and not by a later prune
+    AT_ONCE = ["--instant-delete", "--keep-delete", "0s"]
 
     def __init__(self, root, program="rustic"):
         super().__init__(root, program)
@@ -185,7 +200,10 @@ class Rustic(Restic):
 
     def drop(self, names):
         ids = [self.snapshot(name) for name in names]
-        return self.run(*self.quiet, "forget", "--prune", "--instant-delete", "--keep-delete", "0s", *ids)
+        return self.run(*self.quiet, "forget", "--prune", *self.AT_ONCE, *ids)
+
+    def prune_all(self):
+        return self.run(*self.quiet, "prune", "--max-unused", "0", *self.AT_ONCE)
 
     def snapshot(self, name):
         said = output([*self.quiet[:-1], "off", "snapshots", "--filter-tags", name, "--json"], self.env)

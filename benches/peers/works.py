@@ -3,15 +3,16 @@
 import os
 import shutil
 
+from content import data_ranges
 from lab import Domain
-from meter import MIB, Failed, Sample, measure, output, same, say, tree_size
+from meter import MIB, Failed, Sample, cold, measure, output, same, say, tree_size, warm
 from tools import Virtnbdbackup, Vmkeep
 
 
 class History:
     """First backups of all images, the later states of one, all of it read again, restored, checked, pruned."""
 
-    WORKS = ["first", "next", "T1", "again", "restore", "check", "prune"]
+    WORKS = ["first", "next", "T1", "again", "restore", "check", "prune", "prune-all"]
 
     def __init__(self, data, results):
         self.data, self.results = data, results
@@ -30,6 +31,7 @@ class History:
         tool.reset()
         first = Sample("", "", 0)
         for name in self.fleet:
+            cold()
             first.add(tool.backup(name, self.image(name)))
         before = tool.size()
         add("first", first, before)
@@ -41,14 +43,34 @@ class History:
                 add("T1", Sample("", "", 0, later.wall, later.cpu, later.rss), tool.size() - before)
         size = tool.size()
         add("next", later, size - before)
+        warm(self.image(self.last))
         add("again", tool.again(self.last, self.image(self.last)), tool.size() - size)
+        if isinstance(tool, Vmkeep):
+            self.note("again", tool, number, tool.newest["stats"]["stored_bytes"])
+        cold()
         add("restore", tool.restore(self.last, self.image(self.last)))
         same(tool.restored(self.last, self.image(self.last)), self.image(self.last))
         tool.clean()
+        cold()
         add("check", tool.check())
-        add("prune", tool.drop([f"db.T{step}" for step in range(0, self.steps, 2)]), tool.size())
-        self.check_after(tool)
+        self.prune(tool, number, add)
         shutil.rmtree(tool.root)
+
+    def note(self, fact, tool, number, value):
+        self.results.facts.setdefault(fact, {}).setdefault(tool.name, {})[str(number)] = value
+
+    def prune(self, tool, number, add):
+        """Drops points and prunes as each tool does unasked; then once more, so that nothing unused stays."""
+        self.note("full_size", tool, number, tool.size())
+        cold()
+        # the size is taken behind the work
+        sample = tool.drop([f"db.T{step}" for step in range(0, self.steps, 2)])
+        add("prune", sample, tool.size())
+        cold()
+        sample = tool.prune_all()
+        if sample is not None:
+            add("prune-all", sample, tool.size())
+        self.check_after(tool)
 
     def check_after(self, tool):
         """What is left has to restore after the prune too."""
@@ -65,20 +87,39 @@ class Limits:
 
     def __init__(self, history, folder):
         self.image, self.results = history.image(history.last), history.results
+        self.folder = folder
         self.out, self.log = os.path.join(folder, "limit.raw"), os.path.join(folder, "limits.log")
 
     def run(self, number):
+        """Each as the work that it is compared with: hashed out of the page cache, copied from the disk and synced."""
+        dense = os.path.join(self.folder, "limit.data")
+        keep_data(self.image, dense)
         commands = {
-            "b3sum": ["b3sum", self.image],
+            "b3sum": ["b3sum", "--num-threads", "2", self.image],
+            "b3sum-data": ["b3sum", "--num-threads", "2", dense],
             "b3sum-1": ["b3sum", "--num-threads", "1", self.image],
-            "nbdcopy": ["nbdcopy", "--", "[", "qemu-nbd", "-r", "-f", "raw", self.image, "]", self.out],
+            "nbdcopy": ["nbdcopy", "--flush", "--", "[", "qemu-nbd", "-r", "-f", "raw", self.image, "]", self.out],
             "dd": ["dd", f"if={self.image}", f"of={self.out}", "bs=4M", "conv=sparse,fsync"],
         }
         for name, argv in commands.items():
+            if name.startswith("b3sum"):
+                warm(argv[-1])
+            else:
+                cold()
             self.results.add(measure(argv, self.log), "limits", name, number)
             if os.path.exists(self.out):
                 same(self.out, self.image)
                 os.unlink(self.out)
+        os.unlink(dense)
+
+
+def keep_data(image, path):
+    """Copies what a sparse file holds, without the holes."""
+    with open(image, "rb") as file, open(path, "wb") as out:
+        for start, end in data_ranges(image):
+            for at in range(start, end, 4 * MIB):
+                file.seek(at)
+                out.write(file.read(min(4 * MIB, end - at)))
 
 
 def fixed_blocks(history, folder):
@@ -151,6 +192,7 @@ class Live:
 
     def full(self, tool, level, number, raw):
         tool.reset()
+        warm(self.domain.image)
         self.results.add(tool.domain_backup(level), "live", tool.name, number, tool.size())
         tool.remember(self.domain.name)
         tool.restore(self.domain.name, raw)
@@ -172,6 +214,7 @@ class Live:
     def nbdcopy(self, number, raw):
         out = os.path.join(self.folder, "copy.raw")
         self.lab.call("begin", self.domain.name)
+        warm(self.domain.image)
         try:
             address = f"nbd+unix:///vda?socket={self.socket()}"
             self.results.add(measure(["nbdcopy", "--flush", address, out], self.log), "live", "nbdcopy", number)
