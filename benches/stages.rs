@@ -206,7 +206,7 @@ fn stored_frames() -> Vec<EncodedFrame> {
         raw.extend(builder.push(ChunkKind::Data, id, &plain).unwrap());
     }
     raw.extend(builder.flush());
-    raw.iter_mut().map(|frame| frame.encode(3).unwrap()).collect()
+    raw.into_iter().map(|frame| frame.encode(3).unwrap()).collect()
 }
 
 const CHUNK: u64 = 32 << 10;
