@@ -1,5 +1,7 @@
 //! The record of a point: all that a restore needs besides the chunks.
 
+use std::sync::Arc;
+
 use bincode::{Decode, Encode};
 use serde::Serialize;
 
@@ -111,9 +113,9 @@ pub struct PointRecord {
     pub disks: Vec<DiskRecord>,
     pub files: Vec<FileRecord>,
     /// Persistent definition of the domain.
-    pub xml_inactive: Option<String>,
+    pub xml_inactive: Option<Arc<str>>,
     /// Definition of the running domain.
-    pub xml_live: Option<String>,
+    pub xml_live: Option<Arc<str>>,
     pub tags: Vec<String>,
     pub host: String,
     /// Program and version.

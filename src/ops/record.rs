@@ -1,5 +1,7 @@
 //! What every backup does once it knows its disks: take them in, write the record, commit.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use crate::error::{Context, Error, Result};
@@ -334,8 +336,8 @@ fn point_record(
         consistency: job.consistency,
         disks,
         files,
-        xml_inactive: job.xml_inactive.clone(),
-        xml_live: job.xml_live.clone(),
+        xml_inactive: job.xml_inactive.as_deref().map(Arc::from),
+        xml_live: job.xml_live.as_deref().map(Arc::from),
         tags: job.tags.clone(),
         host: environment.host.clone(),
         program: environment.program.clone(),

@@ -1,6 +1,7 @@
 //! Outcomes and tombstones: what happened, and which points there are.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::config::is_of_object;
 use crate::error::{Error, Result};
@@ -49,6 +50,17 @@ pub struct VerifiedState {
     pub sound: bool,
 }
 
+/// Has a point share the definitions of its domain with the points that have the same ones, as nearly all of a domain do:
+/// they are most of what a point takes in memory.
+fn share(record: &mut PointRecord, definitions: &mut HashSet<Arc<str>>) {
+    for xml in [&mut record.xml_inactive, &mut record.xml_live].into_iter().flatten() {
+        match definitions.get(xml) {
+            Some(known) => *xml = Arc::clone(known),
+            None => drop(definitions.insert(Arc::clone(xml))),
+        }
+    }
+}
+
 /// Every outcome of a repository at one moment.
 #[derive(Debug, Default)]
 pub struct Catalog {
@@ -73,6 +85,7 @@ impl Catalog {
     pub fn load(storage: &dyn Storage, repository: RepositoryId, monitor: &dyn Monitor) -> Result<Self> {
         let mut catalog = Self::default();
         let mut points = Vec::new();
+        let mut definitions = HashSet::new();
         for listed in storage.list(Folder::Outcomes)? {
             monitor.check()?;
             let ObjectName::Outcome(session) = listed.name else { continue };
@@ -87,7 +100,8 @@ impl Catalog {
                 other => other?,
             };
             let ended = match Outcome::from_object(&bytes, repository) {
-                Ok(Outcome::Point { record, stats }) if SessionId::from(record.id) == session => {
+                Ok(Outcome::Point { mut record, stats }) if SessionId::from(record.id) == session => {
+                    share(&mut record, &mut definitions);
                     points.push(PointEntry { record: *record, stats });
                     Ended::Committed
                 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::error::{Error, Result};
@@ -521,4 +521,14 @@ fn a_full_cuts_anew_what_small_writes_have_left_in_pieces() {
     let again = world.backup(RequestedLevel::Is(Level::Full));
     assert_eq!((again.stats.new_bytes, again.record.disks[0].manifest), (0, full.record.disks[0].manifest));
     world.check_all();
+}
+
+#[test]
+fn points_share_the_definition_of_their_domain() {
+    let mut world = World::new(&[1 << 20]);
+    (0..3).for_each(|_| drop(world.backup(RequestedLevel::Auto)));
+    let catalog = world.repository.catalog(&Recorder::new()).unwrap();
+    let mut definitions = catalog.points().iter().map(|entry| entry.record.xml_inactive.as_ref().unwrap());
+    let first = definitions.next().unwrap();
+    assert_eq!(definitions.filter(|other| Arc::ptr_eq(first, other)).count(), 2);
 }

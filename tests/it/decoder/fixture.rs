@@ -103,6 +103,7 @@ fn back_up(repository: &Repository, number: usize, predecessor: Option<&PointRec
                 predecessor: predecessor.map(|point| point.disks[index].manifest),
                 trust_bitmap: false,
                 lost: RangeSet::default(),
+                recut: false,
                 read_limit: None,
             };
             let taken = ingest(repository, &reader, writer, &mut input, &monitor)?;

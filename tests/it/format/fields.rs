@@ -36,7 +36,7 @@ fn document_type(kind: &str) -> String {
         return format!("list of {}", document_type(item));
     }
     let known = match kind {
-        "String" => "string",
+        "String" | "Arc<str>" => "string",
         "ChunkId" | "PackId" => "[u8; 32]",
         "PointId" | "SessionId" | "RepositoryId" | "KeyDomainId" => "[u8; 16]",
         "FrameEntry" => "frame entry",

@@ -350,7 +350,7 @@ fn points_out_of_bounds_are_refused() {
         |point| point.disks.push(point.disks[0].clone()),
         |point| point.disks[0].manifest.size = i64::MAX as u64,
         |point| point.disks[0].manifest.height = 49,
-        |point| point.xml_live = Some(" ".repeat((4 << 20) + 1)),
+        |point| point.xml_live = Some(" ".repeat((4 << 20) + 1).into()),
         |point| point.files = vec![point.files[0].clone(); 257],
     ];
     for (number, change) in changes.into_iter().enumerate() {
