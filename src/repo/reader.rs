@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use rayon::iter::ParallelIterator;
+use rayon::slice::ParallelSlice;
+
 use super::Repository;
 use super::rules::Rule;
 use super::view::View;
@@ -27,6 +30,25 @@ const MAX_SPARE_FRAMES: usize = 8;
 const AHEAD_LEN: u64 = 4 << 20;
 /// Packs of which it is known how far they were read; 48 bytes each.
 const MAX_AHEAD_PACKS: usize = 4096;
+
+/// Chunks that one core looks up at a time: enough of them for the index to find neighbours together.
+const PART_CHUNKS: usize = 256;
+
+/// Looks up many chunks on all cores, and returns what `work` gave for the parts in the order of `items`. For one part, no
+/// other thread is woken.
+///
+/// # Errors
+/// One of those of `work`.
+pub(crate) fn in_parts<T: Sync, U: Send>(
+    items: &[T],
+    work: impl Fn(&[T]) -> Result<Vec<U>> + Send + Sync,
+) -> Result<Vec<U>> {
+    if items.len() <= PART_CHUNKS {
+        return work(items);
+    }
+    let parts: Vec<Vec<U>> = items.par_chunks(PART_CHUNKS).map(work).collect::<Result<_>>()?;
+    Ok(parts.into_iter().flatten().collect())
+}
 
 /// How far a pack was read and fetched, bytes.
 #[derive(Debug, Default)]
