@@ -303,11 +303,10 @@ impl<'a> ChunkReader<'a> {
     /// # Errors
     /// As [`ChunkReader::locate`].
     pub fn lost(&self, ids: &[ChunkId]) -> Result<Vec<bool>> {
-        let found = self.locate(ids)?;
         let is_lost = |(id, places): (&ChunkId, Vec<Location>)| {
             !places.iter().any(|place| self.view.is_good(id, place))
         };
-        Ok(ids.iter().zip(found).map(is_lost).collect())
+        in_parts(ids, |part| Ok(part.iter().zip(self.locate(part)?).map(is_lost).collect()))
     }
 
     /// Returns for each chunk whether it has a place anywhere at all, in segments that do not count too. Whether it can be
