@@ -300,7 +300,7 @@ impl<'a> ChunkReader<'a> {
     /// As [`ChunkReader::locate`].
     pub fn known(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Option<PackId>>> {
         let found = self.repository.lookup(ids)?;
-        let met = self.met.lock().map(|met| met.clone()).unwrap_or_default();
+        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
         let usable = |id: &ChunkId, places: Vec<Location>| {
             places
                 .into_iter()
