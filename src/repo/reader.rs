@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use rayon::iter::ParallelIterator;
+use rayon::slice::ParallelSlice;
+
 use super::Repository;
 use super::rules::Rule;
 use super::view::View;
@@ -11,7 +14,7 @@ use crate::chunk;
 use crate::error::{Error, FormatFault, Result};
 use crate::format::name::ObjectName;
 use crate::format::node::{ChunkKind, Node};
-use crate::format::pack::{FRAME_HEADER_LEN, FrameEntry, frame_chunks};
+use crate::format::pack::{FRAME_HEADER_LEN, FrameChunk, FrameEntry, frame_chunks};
 use crate::id::{ChunkId, PackId, RepositoryId, SegmentId};
 use crate::index::{Index, Location, MemoryIndex};
 use crate::manifest::NodeReader;
@@ -28,6 +31,25 @@ const AHEAD_LEN: u64 = 4 << 20;
 /// Packs of which it is known how far they were read; 48 bytes each.
 const MAX_AHEAD_PACKS: usize = 4096;
 
+/// Chunks that one core looks up at a time: enough of them for the index to find neighbours together.
+const PART_CHUNKS: usize = 256;
+
+/// Looks up many chunks on all cores, and returns what `work` gave for the parts in the order of `items`. For one part, no
+/// other thread is woken.
+///
+/// # Errors
+/// One of those of `work`.
+pub(crate) fn in_parts<T: Sync, U: Send>(
+    items: &[T],
+    work: impl Fn(&[T]) -> Result<Vec<U>> + Send + Sync,
+) -> Result<Vec<U>> {
+    if items.len() <= PART_CHUNKS {
+        return work(items);
+    }
+    let parts: Vec<Vec<U>> = items.par_chunks(PART_CHUNKS).map(work).collect::<Result<_>>()?;
+    Ok(parts.into_iter().flatten().collect())
+}
+
 /// How far a pack was read and fetched, bytes.
 #[derive(Debug, Default)]
 struct Ahead {
@@ -37,10 +59,31 @@ struct Ahead {
     fetched_to: u64,
 }
 
+/// The plaintext of a frame.
+#[derive(Debug)]
+struct Frame {
+    plain: Vec<u8>,
+    /// The list at its front, once somebody has asked what stands where; empty if it cannot be read. 12 bytes a chunk.
+    chunks: OnceLock<Vec<FrameChunk>>,
+}
+
+impl Frame {
+    fn new(plain: Vec<u8>) -> Self {
+        Self { plain, chunks: OnceLock::new() }
+    }
+
+    /// Returns the chunk that begins at byte `start` of the plaintext.
+    fn chunk_at(&self, start: usize) -> Option<&FrameChunk> {
+        let chunks = self.chunks.get_or_init(|| frame_chunks(&self.plain).unwrap_or_default());
+        let at = chunks.binary_search_by_key(&start, |chunk| chunk.offset as usize).ok()?;
+        chunks.get(at)
+    }
+}
+
 /// The bytes of a chunk, inside the frame that they came in.
 #[derive(Debug, Clone)]
 pub struct ChunkBytes {
-    frame: Arc<Vec<u8>>,
+    frame: Arc<Frame>,
     range: Range<usize>,
 }
 
@@ -48,7 +91,7 @@ impl ChunkBytes {
     /// Bytes that stand alone.
     #[cfg(test)]
     pub(crate) fn of(bytes: Vec<u8>) -> Self {
-        Self { range: 0..bytes.len(), frame: Arc::new(bytes) }
+        Self { range: 0..bytes.len(), frame: Arc::new(Frame::new(bytes)) }
     }
 
     /// Returns `len` bytes of it from `start` on; `None` if it has not so many.
@@ -62,7 +105,7 @@ impl ChunkBytes {
     pub fn held_beside(&self, other: Option<&Self>) -> usize {
         match other {
             Some(other) if Arc::ptr_eq(&self.frame, &other.frame) => 0,
-            _ => self.frame.len(),
+            _ => self.frame.plain.len(),
         }
     }
 }
@@ -71,7 +114,7 @@ impl std::ops::Deref for ChunkBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.frame.get(self.range.clone()).unwrap_or_default()
+        self.frame.plain.get(self.range.clone()).unwrap_or_default()
     }
 }
 
@@ -125,7 +168,7 @@ impl<K: std::hash::Hash + Eq + Copy, V: Clone> Recent<K, V> {
 
 /// A frame's plaintext, once somebody has read it: who else wants it waits for that and does not do the same work. Leaves
 /// and batches of neighbouring workers mostly share a frame.
-type Slot = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
+type Slot = Arc<Mutex<Option<Arc<Frame>>>>;
 /// By pack and first byte of the frame.
 type RecentFrames = Recent<(PackId, u32), Slot>;
 
@@ -257,7 +300,7 @@ impl<'a> ChunkReader<'a> {
     /// As [`ChunkReader::locate`].
     pub fn known(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Option<PackId>>> {
         let found = self.repository.lookup(ids)?;
-        let met = self.met.lock().map(|met| met.clone()).unwrap_or_default();
+        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
         let usable = |id: &ChunkId, places: Vec<Location>| {
             places
                 .into_iter()
@@ -281,11 +324,10 @@ impl<'a> ChunkReader<'a> {
     /// # Errors
     /// As [`ChunkReader::locate`].
     pub fn lost(&self, ids: &[ChunkId]) -> Result<Vec<bool>> {
-        let found = self.locate(ids)?;
         let is_lost = |(id, places): (&ChunkId, Vec<Location>)| {
             !places.iter().any(|place| self.view.is_good(id, place))
         };
-        Ok(ids.iter().zip(found).map(is_lost).collect())
+        in_parts(ids, |part| Ok(part.iter().zip(self.locate(part)?).map(is_lost).collect()))
     }
 
     /// Returns for each chunk whether it has a place anywhere at all, in segments that do not count too. Whether it can be
@@ -319,13 +361,10 @@ impl<'a> ChunkReader<'a> {
         len: u32,
     ) -> Option<ChunkBytes> {
         let start = before.range.end;
-        let chunks = frame_chunks(&before.frame).ok()?;
         // another chunk's length is mostly another one, which is cheaper to see than another hash
-        chunks
-            .iter()
-            .find(|chunk| chunk.offset as usize == start && chunk.len == len && chunk.kind == kind)?;
+        before.frame.chunk_at(start).filter(|chunk| chunk.len == len && chunk.kind == kind)?;
         let range = start..start.checked_add(len as usize)?;
-        let bytes = before.frame.get(range.clone())?;
+        let bytes = before.frame.plain.get(range.clone())?;
         (self.repository.hasher().chunk_id(kind, bytes) == id)
             .then(|| ChunkBytes { frame: Arc::clone(&before.frame), range })
     }
@@ -375,8 +414,8 @@ impl<'a> ChunkReader<'a> {
         let start = place.offset as usize;
         let range = start..start.saturating_add(place.len as usize);
         let name = ObjectName::Pack(place.pack);
-        let Some(bytes) = frame.get(range.clone()) else {
-            let fault = FormatFault::Truncated { found: frame.len() as u64, needed: range.end as u64 };
+        let Some(bytes) = frame.plain.get(range.clone()) else {
+            let fault = FormatFault::Truncated { found: frame.plain.len() as u64, needed: range.end as u64 };
             return Err(Error::malformed(name, fault));
         };
         if self.repository.hasher().chunk_id(kind, bytes) != id {
@@ -385,11 +424,8 @@ impl<'a> ChunkReader<'a> {
         Ok(ChunkBytes { frame, range })
     }
 
-    /// Returns the plaintext of a frame.
-    ///
-    /// # Errors
-    /// Those of the storage; [`Error::Malformed`] naming the pack.
-    pub fn frame(&self, pack: PackId, entry: &FrameEntry) -> Result<Arc<Vec<u8>>> {
+    /// Reads a frame, unless it was read lately.
+    fn frame(&self, pack: PackId, entry: &FrameEntry) -> Result<Arc<Frame>> {
         let slot = self.slot(pack, entry);
         let mut place = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(frame) = place.as_ref() {
@@ -401,7 +437,7 @@ impl<'a> ChunkReader<'a> {
         let bytes = self.repository.storage().get_range(name, u64::from(entry.offset), len)?;
         let mut plain = self.frames.spare.lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
         chunk::open_frame_into(&bytes, entry, &mut plain).map_err(|fault| Error::malformed(name, fault))?;
-        let frame = Arc::new(plain);
+        let frame = Arc::new(Frame::new(plain));
         *place = Some(Arc::clone(&frame));
         Ok(frame)
     }
@@ -417,7 +453,7 @@ impl<'a> ChunkReader<'a> {
         let dropped = cache.put(key, Arc::clone(&slot), entry.raw_len as usize);
         drop(cache);
         if let Ok(mut spare) = self.frames.spare.lock() {
-            let plain = |slot: Slot| Arc::try_unwrap(Arc::into_inner(slot)?.into_inner().ok()??).ok();
+            let plain = |slot: Slot| Some(Arc::into_inner(Arc::into_inner(slot)?.into_inner().ok()??)?.plain);
             let room = MAX_SPARE_FRAMES.saturating_sub(spare.len());
             spare.extend(dropped.into_iter().filter_map(plain).take(room));
         }

@@ -19,6 +19,8 @@ mod record;
 mod restored;
 pub mod sample;
 mod small;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 

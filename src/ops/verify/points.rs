@@ -14,12 +14,12 @@ use crate::index::{Index, Location, MemoryIndex};
 use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::Monitor;
 use crate::ops::{Affected, Finding};
-use crate::repo::reader::ChunkReader;
+use crate::repo::reader::{ChunkReader, in_parts};
 use crate::repo::view::View;
 use crate::repo::{PointEntry, Repository};
 
-/// Entries that are looked up together.
-const BATCH_ENTRIES: usize = 1024;
+/// What a walk meets is judged in batches of so many events; 72 bytes each.
+pub(super) const BATCH_EVENTS: usize = 8 * 1024;
 
 /// What is wrong with a pack whose segment was lost.
 const UNLISTED: &str = "no segment lists it: restores find what it has, backups and prunes do not; `vmkeep repair index` lists it anew";
@@ -55,7 +55,8 @@ pub(super) fn verify_points(
                 findings: &mut *findings,
                 clean: &mut clean,
                 open: Vec::new(),
-                pending: Vec::new(),
+                queue: Vec::new(),
+                queued_nodes: HashSet::new(),
                 faults: 0,
                 chunks: 0,
                 point: entry.record.id,
@@ -63,7 +64,7 @@ pub(super) fn verify_points(
                 disk: name,
             };
             let walked = walk(scope.repository.geometry(), manifest, reader, &mut walker);
-            let walked = walked.and_then(|()| walker.settle(0));
+            let walked = walked.and_then(|()| walker.settle(u8::MAX));
             report.chunks += walker.chunks;
             match walked {
                 Ok(()) => {}
@@ -101,6 +102,75 @@ pub(super) fn add_range(finding: &mut Finding, point: PointId, domain: &str, dis
     }
 }
 
+/// What a walk has met.
+enum Event {
+    Node(NodeAt),
+    /// A chunk, of which the entry needs the first `end` bytes.
+    Chunk {
+        range: ByteRange,
+        id: ChunkId,
+        end: u64,
+    },
+    Unreadable(ByteRange),
+    Fault(NodeAt, Box<Error>),
+}
+
+/// Tells good places from others.
+#[derive(Clone, Copy)]
+struct Judge<'a, 'r> {
+    reader: &'a ChunkReader<'r>,
+    bad: &'a Bad,
+}
+
+impl Judge<'_, '_> {
+    fn is_good(&self, kind: ChunkKind, id: ChunkId, place: &Location) -> bool {
+        place.kind == kind
+            && self.bad.listed.contains(&place.pack)
+            && !self.bad.has(self.reader.view(), place.pack, id)
+    }
+
+    /// Returns the packs that have a good copy of a node.
+    fn copies(&self, id: ChunkId, places: &[Location]) -> HashSet<PackId> {
+        let good = places.iter().filter(|place| self.is_good(ChunkKind::Node, id, place));
+        good.map(|place| place.pack).collect()
+    }
+
+    /// Returns for each event the places of its chunk if they are not as they should be.
+    fn judge(&self, events: &[Event]) -> Result<Vec<Option<Vec<Location>>>> {
+        in_parts(events, |part| self.judge_part(part))
+    }
+
+    fn judge_part(&self, events: &[Event]) -> Result<Vec<Option<Vec<Location>>>> {
+        let ids = events.iter().filter_map(|event| match event {
+            Event::Node(node) => Some(node.id),
+            Event::Chunk { id, .. } => Some(*id),
+            Event::Unreadable(_) | Event::Fault(..) => None,
+        });
+        let mut found = self.reader.locate(&ids.collect::<Vec<ChunkId>>())?.into_iter();
+        let judged = events.iter().map(|event| {
+            let (places, is_sound) = match event {
+                Event::Node(node) => {
+                    let places = found.next().unwrap_or_default();
+                    let is_sound = self.copies(node.id, &places).len() >= 2;
+                    (places, is_sound)
+                }
+                Event::Chunk { id, end, .. } => {
+                    let places = found.next().unwrap_or_default();
+                    let reaches = |place: &Location| u64::from(place.len) >= *end;
+                    let is_good = |place| reaches(place) && self.is_good(ChunkKind::Data, *id, place);
+                    let is_sound = places.iter().any(is_good);
+                    (places, is_sound)
+                }
+                Event::Unreadable(_) | Event::Fault(..) => return None,
+            };
+            (!is_sound).then_some(places)
+        });
+        Ok(judged.collect())
+    }
+}
+
+/// Goes ahead and queues what it meets; findings are made of the queue, in the order of the walk, once there is enough to
+/// look up on all cores.
 struct Walker<'a, 'r> {
     reader: &'a ChunkReader<'r>,
     bad: &'a Bad,
@@ -111,9 +181,10 @@ struct Walker<'a, 'r> {
     findings: &'a mut Findings,
     /// Nodes below which everything was found in order.
     clean: &'a mut HashSet<ChunkId>,
-    /// The path to where the walk is, with the number of faults before each.
+    queue: Vec<Event>,
+    queued_nodes: HashSet<ChunkId>,
+    /// The path to where the queue begins, with the number of faults before each.
     open: Vec<(NodeAt, u64)>,
-    pending: Vec<(ByteRange, ChunkId, u64)>,
     faults: u64,
     chunks: u64,
     point: PointId,
@@ -122,51 +193,107 @@ struct Walker<'a, 'r> {
 }
 
 impl Walker<'_, '_> {
-    /// Closes all but the first `depth` nodes of the path.
-    fn settle(&mut self, depth: usize) -> Result<()> {
-        self.look_up()?;
-        while self.open.len() > depth {
-            if let Some((node, faults_before)) = self.open.pop()
-                && faults_before == self.faults
-            {
+    fn push(&mut self, event: Event) -> Result<()> {
+        self.queue.push(event);
+        if self.queue.len() >= BATCH_EVENTS { self.judge_queue() } else { Ok(()) }
+    }
+
+    /// Judges all that was met, and closes the path up to the parent of a node of this level.
+    fn settle(&mut self, level: u8) -> Result<()> {
+        self.judge_queue()?;
+        self.close(level);
+        Ok(())
+    }
+
+    fn close(&mut self, level: u8) {
+        while let Some((node, faults_before)) = self.open.pop_if(|(node, _)| node.level <= level) {
+            if faults_before == self.faults {
                 self.clean.insert(node.id);
+            }
+        }
+    }
+
+    fn judge_queue(&mut self) -> Result<()> {
+        let queue = std::mem::take(&mut self.queue);
+        if queue.is_empty() {
+            return Ok(());
+        }
+        self.queued_nodes.clear();
+        let judged = self.judge().judge(&queue)?;
+        for (event, faulty) in queue.into_iter().zip(judged) {
+            match event {
+                Event::Node(node) => {
+                    self.close(node.level);
+                    self.open.push((node, self.faults));
+                    if let Some(places) = faulty {
+                        self.miss_copies(node, &places)?;
+                    }
+                }
+                Event::Chunk { range, id, end } => {
+                    self.chunks += 1;
+                    if let Some(places) = faulty {
+                        self.miss_chunk(range, id, end, &places)?;
+                    }
+                }
+                Event::Unreadable(range) => {
+                    self.faults += 1;
+                    let object = ObjectName::Outcome(self.point.into()).to_string();
+                    let problem = "ranges could not be recovered when this point was repaired";
+                    let finding = self.findings.at(object, problem);
+                    add_range(finding, self.point, self.domain, self.disk, range);
+                }
+                Event::Fault(node, error) => {
+                    self.faults += 1;
+                    let finding = self.findings.at(format!("manifest node {}", node.id), &error.to_string());
+                    if !finding.chunks.contains(&node.id) {
+                        finding.chunks.push(node.id);
+                    }
+                    add_range(finding, self.point, self.domain, self.disk, node.range);
+                }
             }
         }
         Ok(())
     }
 
-    fn look_up(&mut self) -> Result<()> {
-        let pending = std::mem::take(&mut self.pending);
-        let ids: Vec<ChunkId> = pending.iter().map(|(_, id, _)| *id).collect();
-        let found = self.reader.locate(&ids)?;
-        for ((range, id, end), places) in pending.into_iter().zip(found) {
-            self.chunks += 1;
-            let good = |place: &&Location| {
-                place.kind == ChunkKind::Data
-                    && u64::from(place.len) >= end
-                    && self.bad.listed.contains(&place.pack)
-                    && !self.bad.has(self.reader.view(), place.pack, id)
-            };
-            if places.iter().find(good).is_some() {
-                continue;
-            }
-            self.faults += 1;
-            // the index may remember a segment that cannot be read any more
-            let is_listed = |pack: &PackId| self.bad.listed.contains(pack);
-            let mut packs = places.iter().map(|place| place.pack).chain(self.reader.hinted_packs(id)?);
-            let known_place = match (packs.find(is_listed), self.unlisted_place(ChunkKind::Data, id, end)?) {
-                (_, Some((_, true))) => continue,
-                (None, Some((pack, false))) => Some(pack),
-                (listed, _) => listed,
-            };
-            let finding = match known_place {
-                Some(pack) => self.findings.at_pack(pack, "chunks of it cannot be read"),
-                None => self.findings.at(format!("chunk {id}"), "the chunk is in no pack"),
-            };
-            if !finding.chunks.contains(&id) {
-                finding.chunks.push(id);
-            }
-            add_range(finding, self.point, self.domain, self.disk, range);
+    fn judge(&self) -> Judge<'_, '_> {
+        Judge { reader: self.reader, bad: self.bad }
+    }
+
+    /// Notices a chunk that has no good place.
+    fn miss_chunk(&mut self, range: ByteRange, id: ChunkId, end: u64, places: &[Location]) -> Result<()> {
+        self.faults += 1;
+        // the index may remember a segment that cannot be read any more
+        let is_listed = |pack: &PackId| self.bad.listed.contains(pack);
+        let mut packs = places.iter().map(|place| place.pack).chain(self.reader.hinted_packs(id)?);
+        let known_place = match (packs.find(is_listed), self.unlisted_place(ChunkKind::Data, id, end)?) {
+            (_, Some((_, true))) => return Ok(()),
+            (None, Some((pack, false))) => Some(pack),
+            (listed, _) => listed,
+        };
+        let finding = match known_place {
+            Some(pack) => self.findings.at_pack(pack, "chunks of it cannot be read"),
+            None => self.findings.at(format!("chunk {id}"), "the chunk is in no pack"),
+        };
+        if !finding.chunks.contains(&id) {
+            finding.chunks.push(id);
+        }
+        add_range(finding, self.point, self.domain, self.disk, range);
+        Ok(())
+    }
+
+    /// Notices a node of which fewer than two copies are left.
+    fn miss_copies(&mut self, node: NodeAt, places: &[Location]) -> Result<()> {
+        let left = self.judge().copies(node.id, places).len();
+        self.faults += 1;
+        if left == 0
+            && let Some((_, true)) = self.unlisted_place(ChunkKind::Node, node.id, 0)?
+        {
+            return Ok(());
+        }
+        let problem = format!("{left} of 2 copies of the manifest node are left");
+        let finding = self.findings.at(format!("manifest node {}", node.id), &problem);
+        if left == 0 {
+            add_range(finding, self.point, self.domain, self.disk, node.range);
         }
         Ok(())
     }
@@ -204,80 +331,38 @@ impl Walker<'_, '_> {
         }
         Ok(Some((pack, true)))
     }
-
-    /// Notices a node of which only one copy is left.
-    fn check_copies(&mut self, node: NodeAt) -> Result<()> {
-        let places = self.reader.locate(&[node.id])?.pop().unwrap_or_default();
-        let good: HashSet<PackId> = places
-            .iter()
-            .filter(|place| {
-                place.kind == ChunkKind::Node
-                    && self.bad.listed.contains(&place.pack)
-                    && !self.bad.has(self.reader.view(), place.pack, node.id)
-            })
-            .map(|place| place.pack)
-            .collect();
-        if good.len() < 2 {
-            self.faults += 1;
-            if good.is_empty()
-                && let Some((_, true)) = self.unlisted_place(ChunkKind::Node, node.id, 0)?
-            {
-                return Ok(());
-            }
-            let problem = format!("{} of 2 copies of the manifest node are left", good.len());
-            let finding = self.findings.at(format!("manifest node {}", node.id), &problem);
-            if good.is_empty() {
-                add_range(finding, self.point, self.domain, self.disk, node.range);
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Visitor for Walker<'_, '_> {
     fn node(&mut self, node: NodeAt) -> Result<bool> {
         self.monitor.check()?;
-        let depth = self.open.iter().take_while(|(parent, _)| parent.level > node.level).count();
-        self.settle(depth)?;
+        // what is met again before it was judged is judged now: it need not be walked twice
+        if self.queued_nodes.contains(&node.id) || self.open.iter().any(|(open, _)| open.id == node.id) {
+            self.settle(node.level)?;
+        }
         if self.clean.contains(&node.id) {
             return Ok(false);
         }
-        self.open.push((node, self.faults));
-        self.check_copies(node)?;
+        self.queued_nodes.insert(node.id);
+        self.push(Event::Node(node))?;
         Ok(true)
     }
 
     fn entry(&mut self, range: ByteRange, entry: EntryRef) -> Result<()> {
         match entry {
-            EntryRef::Zero => {}
-            EntryRef::Unreadable => {
-                self.faults += 1;
-                let object = ObjectName::Outcome(self.point.into()).to_string();
-                let problem = "ranges could not be recovered when this point was repaired";
-                let finding = self.findings.at(object, problem);
-                add_range(finding, self.point, self.domain, self.disk, range);
-            }
+            EntryRef::Zero => Ok(()),
+            EntryRef::Unreadable => self.push(Event::Unreadable(range)),
             EntryRef::Chunk { id, offset } => {
-                self.pending.push((range, id, u64::from(offset) + range.len()));
-                if self.pending.len() >= BATCH_ENTRIES {
-                    self.look_up()?;
-                }
+                self.push(Event::Chunk { range, id, end: u64::from(offset) + range.len() })
             }
         }
-        Ok(())
     }
 
     fn fault(&mut self, node: NodeAt, error: Error) -> Result<()> {
         if matches!(error, Error::Cancelled) {
             return Err(error);
         }
-        self.faults += 1;
-        let finding = self.findings.at(format!("manifest node {}", node.id), &error.to_string());
-        if !finding.chunks.contains(&node.id) {
-            finding.chunks.push(node.id);
-        }
-        add_range(finding, self.point, self.domain, self.disk, node.range);
-        Ok(())
+        self.push(Event::Fault(node, Box::new(error)))
     }
 }
 
@@ -290,12 +375,18 @@ pub(super) fn needed_packs(
     struct Collector<'a, 'r> {
         reader: &'a ChunkReader<'r>,
         seen: HashSet<ChunkId>,
+        pending: Vec<ChunkId>,
         packs: HashSet<PackId>,
     }
     impl Collector<'_, '_> {
         fn add(&mut self, id: ChunkId) -> Result<()> {
-            let places = self.reader.locate(&[id])?.pop().unwrap_or_default();
-            self.packs.extend(places.iter().map(|place| place.pack));
+            self.pending.push(id);
+            if self.pending.len() >= BATCH_EVENTS { self.look_up() } else { Ok(()) }
+        }
+        fn look_up(&mut self) -> Result<()> {
+            let found = in_parts(&self.pending, |ids| self.reader.locate(ids))?;
+            self.packs.extend(found.iter().flatten().map(|place| place.pack));
+            self.pending.clear();
             Ok(())
         }
     }
@@ -318,7 +409,8 @@ pub(super) fn needed_packs(
         }
     }
     let reader = ChunkReader::new(repository, view);
-    let mut collector = Collector { reader: &reader, seen: HashSet::new(), packs: HashSet::new() };
+    let (seen, pending, packs) = (HashSet::new(), Vec::new(), HashSet::new());
+    let mut collector = Collector { reader: &reader, seen, pending, packs };
     for entry in points {
         for (_, manifest) in maps(&entry.record) {
             match walk(repository.geometry(), manifest, &reader, &mut collector) {
@@ -327,5 +419,6 @@ pub(super) fn needed_packs(
             }
         }
     }
+    collector.look_up()?;
     Ok(collector.packs)
 }
