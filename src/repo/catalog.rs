@@ -1,7 +1,7 @@
 //! Outcomes and tombstones: what happened, and which points there are.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::is_of_object;
 use crate::error::{Error, Result};
@@ -50,6 +50,57 @@ pub struct VerifiedState {
     pub sound: bool,
 }
 
+/// What is kept of outcomes that were read.
+#[derive(Debug, Default)]
+struct Known {
+    /// Where that is wanted: outcomes are written once, so who looks at all of them again and again has to read only those
+    /// that are new.
+    outcomes: Option<HashMap<SessionId, Outcome>>,
+    definitions: HashSet<Arc<str>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct KnownOutcomes(Mutex<Known>);
+
+impl KnownOutcomes {
+    /// Keeps what is read from now on.
+    pub fn keep(&self) {
+        self.lock().outcomes.get_or_insert_default();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns a session's outcome, or why it cannot be read; `None` if it is gone.
+    fn read(
+        &self,
+        storage: &dyn Storage,
+        repository: RepositoryId,
+        name: ObjectName,
+        session: SessionId,
+    ) -> Result<Option<std::result::Result<Outcome, String>>> {
+        let known = self.lock().outcomes.as_ref().and_then(|outcomes| outcomes.get(&session).cloned());
+        if let Some(known) = known {
+            return Ok(Some(Ok(known)));
+        }
+        let bytes = match storage.get(name, ObjectKind::Outcome.max_object_len()) {
+            Err(Error::NotFound { .. }) => return Ok(None),
+            Err(error) if is_of_object(storage, &error) => return Ok(Some(Err(error.cause()))),
+            other => other?,
+        };
+        let mut outcome = Outcome::from_object(&bytes, repository).map_err(|fault| fault.to_string());
+        let mut known = self.lock();
+        if let Ok(Outcome::Point { record, .. }) = &mut outcome {
+            share(record, &mut known.definitions);
+        }
+        if let (Some(outcomes), Ok(outcome)) = (&mut known.outcomes, &outcome) {
+            outcomes.insert(session, outcome.clone());
+        }
+        Ok(Some(outcome))
+    }
+}
+
 /// Has a point share the definitions of its domain with the points that have the same ones, as nearly all of a domain do:
 /// they are most of what a point takes in memory.
 fn share(record: &mut PointRecord, definitions: &mut HashSet<Arc<str>>) {
@@ -82,26 +133,21 @@ impl Catalog {
     ///
     /// # Errors
     /// A failed listing or read. An object that cannot be decoded is reported to the monitor and left out.
-    pub fn load(storage: &dyn Storage, repository: RepositoryId, monitor: &dyn Monitor) -> Result<Self> {
+    pub(super) fn load(
+        storage: &dyn Storage,
+        repository: RepositoryId,
+        known: &KnownOutcomes,
+        monitor: &dyn Monitor,
+    ) -> Result<Self> {
         let mut catalog = Self::default();
         let mut points = Vec::new();
-        let mut definitions = HashSet::new();
         for listed in storage.list(Folder::Outcomes)? {
             monitor.check()?;
             let ObjectName::Outcome(session) = listed.name else { continue };
-            let bytes = match storage.get(listed.name, ObjectKind::Outcome.max_object_len()) {
-                // a sweep deletes outcomes of points that were dropped
-                Err(Error::NotFound { .. }) => continue,
-                Err(error) if is_of_object(storage, &error) => {
-                    catalog.problem(listed.name, error.cause(), monitor);
-                    catalog.ended.insert(session, Ended::Unreadable);
-                    continue;
-                }
-                other => other?,
-            };
-            let ended = match Outcome::from_object(&bytes, repository) {
-                Ok(Outcome::Point { mut record, stats }) if SessionId::from(record.id) == session => {
-                    share(&mut record, &mut definitions);
+            // a sweep deletes outcomes of points that were dropped
+            let Some(outcome) = known.read(storage, repository, listed.name, session)? else { continue };
+            let ended = match outcome {
+                Ok(Outcome::Point { record, stats }) if SessionId::from(record.id) == session => {
                     points.push(PointEntry { record: *record, stats });
                     Ended::Committed
                 }
@@ -126,8 +172,8 @@ impl Catalog {
                     Ended::Committed
                 }
                 Ok(Outcome::Abort { .. }) => Ended::Aborted,
-                Err(fault) => {
-                    catalog.problem(listed.name, fault.to_string(), monitor);
+                Err(problem) => {
+                    catalog.problem(listed.name, problem, monitor);
                     Ended::Unreadable
                 }
             };

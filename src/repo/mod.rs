@@ -130,6 +130,7 @@ pub struct Repository {
     /// Held for writing while the index is filled anew, and knows less than before.
     filling: RwLock<()>,
     share: Share,
+    outcomes: catalog::KnownOutcomes,
     /// Sessions of this process whose abort could not be put: the storage was full, or could not be reached.
     unfinished: Arc<Mutex<Vec<SessionId>>>,
 }
@@ -218,6 +219,7 @@ impl Repository {
             geometry: Geometry::of(&config)?,
             environment: environment.clone(),
             cache_dir: cache_dir.map(Path::to_path_buf),
+            outcomes: catalog::KnownOutcomes::default(),
             index: RwLock::new(Arc::new(crate::index::MemoryIndex::default())),
             updating: Mutex::default(),
             filling: RwLock::default(),
@@ -278,12 +280,18 @@ impl Repository {
         put_reserve(self.storage(), len)
     }
 
+    /// Keeps every outcome that is read from now on, for one who backs many domains up: else each of them reads all. Whoever
+    /// wants to know what the storage gives now opens the repository anew.
+    pub fn keep_outcomes(&self) {
+        self.outcomes.keep();
+    }
+
     /// Reads every outcome and tombstone.
     ///
     /// # Errors
     /// A failed listing; an object that cannot be read is reported to the monitor and left out.
     pub fn catalog(&self, monitor: &dyn Monitor) -> Result<Catalog> {
-        Catalog::load(self.storage(), self.id(), monitor)
+        Catalog::load(self.storage(), self.id(), &self.outcomes, monitor)
             .context(|| format!("while listing the points of {}", self.storage().url()))
     }
 }

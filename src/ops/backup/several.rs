@@ -39,6 +39,9 @@ pub fn backup_domains(
     tell: &mut dyn FnMut(&str, Result<BackupReport>),
 ) -> Result<()> {
     let jobs = jobs.min(domains.len());
+    if domains.len() > 1 {
+        repository.keep_outcomes();
+    }
     let known: HashSet<String> = match jobs > 1 {
         true => {
             repository.catalog(monitor)?.points().iter().map(|entry| entry.record.domain.clone()).collect()

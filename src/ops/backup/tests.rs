@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::error::{Error, Result};
 use crate::extent::{ByteRange, Payload, RangeSet};
+use crate::format::name::ObjectName;
 use crate::format::point::{Consistency, Level, SourceKind};
 use crate::format::session::SessionKind;
 use crate::id::PointId;
@@ -531,4 +532,21 @@ fn points_share_the_definition_of_their_domain() {
     let mut definitions = catalog.points().iter().map(|entry| entry.record.xml_inactive.as_ref().unwrap());
     let first = definitions.next().unwrap();
     assert_eq!(definitions.filter(|other| Arc::ptr_eq(first, other)).count(), 2);
+}
+
+#[test]
+fn outcomes_are_read_once_where_that_is_wanted() {
+    let mut world = World::new(&[1 << 20]);
+    let first = world.backup(RequestedLevel::Auto).record.id;
+    let points = |world: &World| world.repository.catalog(&Recorder::new()).unwrap().points().len();
+    world.repository.keep_outcomes();
+    assert_eq!(points(&world), 1);
+    world.storage.tamper(ObjectName::Outcome(first.into()), |bytes| Some(bytes[1..].to_vec()));
+    world.backup(RequestedLevel::Auto);
+    assert_eq!(points(&world), 2, "the first one is known");
+    let outcome = ObjectName::Outcome(world.kept[1].id.into());
+    world.storage.tamper(outcome, |_| None);
+    assert_eq!(points(&world), 1, "what is gone is not known any more");
+    world.reopen();
+    assert_eq!(points(&world), 0);
 }
