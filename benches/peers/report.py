@@ -238,7 +238,12 @@ def caches(facts):
 def write(results):
     figures, facts = Figures(results.samples), results.facts
     # those in AGES have rounds of their own
-    rounds = 1 + max((sample.round for sample in results.samples if sample.work not in AGES), default=0)
+    last = {}
+    for sample in results.samples:
+        if sample.work not in AGES:
+            last[sample.work, sample.tool] = 1 + max(sample.round, last.get((sample.work, sample.tool), 0) - 1)
+    fewest, most = min(last.values(), default=0), max(last.values(), default=0)
+    rounds = str(most) if fewest == most else f"{fewest} to {most}"
     data = facts.get("data", {})
     lines = [
         "# Results",

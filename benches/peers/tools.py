@@ -103,7 +103,8 @@ class Vmkeep(Tool):
         return self.vmkeep("-c", self.domain.uri(), "backup", "-q", self.domain.name, "-l", level)
 
     def again(self, name, image):
-        return self.backup(name + ".again", image, "full")
+        # a full, as every backup of an image; one that is asked for would cut anew what is in pieces
+        return self.backup(name + ".again", image)
 
     def restore(self, name, image):
         os.makedirs(os.path.join(self.root, "out"), exist_ok=True)

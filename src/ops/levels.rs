@@ -128,6 +128,11 @@ fn plan_from(points: &[PointEntry], level: Level, automatic: bool, from: &FromBa
 }
 
 impl LevelPlan {
+    /// Returns true for a full that was asked for.
+    pub fn is_full_by_wish(&self) -> bool {
+        self.level == Level::Full && !self.automatic && self.full_reason.is_none()
+    }
+
     /// Turns an automatic incremental into a full if no checkpoint served for any disk.
     pub fn settle(&mut self, any_incremental: bool) {
         if self.automatic && !any_incremental {

@@ -36,6 +36,9 @@ pub(super) struct DiskJob<'a> {
     /// The map to compare with; with `trust_bitmap` the one at whose instant the bitmap began.
     pub predecessor: Option<Manifest>,
     pub trust_bitmap: bool,
+    /// Cut anew what small writes have left in pieces: for who asks for a full. It is stored once more, which no one wants
+    /// every night.
+    pub recut: bool,
 }
 
 impl DiskJob<'_> {
@@ -283,8 +286,7 @@ fn take_in_disk(
             predecessor: disk.predecessor,
             trust_bitmap: disk.trust_bitmap,
             lost: lost.ranges.clone(),
-            // it is read as a whole anyway
-            recut: disk.level == Level::Full,
+            recut: disk.recut,
             read_limit,
         };
         ingest(repository, reader, writer, &mut input, monitor)

@@ -79,8 +79,8 @@ struct Part {
     whole: Option<ChunkId>,
 }
 
-/// A leaf whose entries have fewer bytes on average is in pieces: nothing that is cut anew is, but for zeroes.
-const RECUT_LEN: u64 = 16 << 10;
+/// A leaf whose entries have fewer bytes on average is in pieces. Cutting makes no chunks so short, but at zeroes.
+const RECUT_LEN: u64 = 8 << 10;
 
 /// What the comparison works with.
 pub(super) struct Comparer<'a> {

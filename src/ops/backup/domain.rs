@@ -238,6 +238,7 @@ fn disk_job<'a>(disk: &'a mut DomainDisk, points: &[PointEntry], plan: &LevelPla
         source: disk.source.as_mut(),
         predecessor,
         trust_bitmap,
+        recut: plan.is_full_by_wish(),
     }
 }
 

@@ -102,6 +102,7 @@ fn back_up(
         source,
         predecessor: newest_manifest(&points, &options.disk),
         trust_bitmap,
+        recut: options.level == RequestedLevel::Is(Level::Full),
     };
     let mut report =
         record::record_point(repository, session, &view, job, vec![disk], &mut || Ok(()), monitor)

@@ -334,6 +334,7 @@ impl World {
                 source,
                 predecessor,
                 trust_bitmap: served.is_some(),
+                recut: plan.is_full_by_wish(),
             }
         });
         let disks = disks.collect();
@@ -515,6 +516,9 @@ fn a_full_cuts_anew_what_small_writes_have_left_in_pieces() {
     let pieced = world.backup(RequestedLevel::Auto);
     assert_eq!((pieced.record.level, pieced.stats.changed_bytes), (Level::Incremental, 3 * 128 * BLOCK));
     assert!(pieces(&world, &pieced) > 3 * 128);
+    world.disk(0).bitmaps.clear();
+    let unasked = world.backup(RequestedLevel::Auto);
+    assert_eq!((unasked.record.level, unasked.stats.new_bytes), (Level::Full, 0), "it stores what differs");
     let full = world.backup(RequestedLevel::Is(Level::Full));
     assert_eq!(full.stats.changed_bytes, 0, "nothing was written");
     assert_eq!(full.stats.new_bytes, 3 << 20, "the fourth leaf is as it was");
