@@ -156,11 +156,10 @@ impl ShortIds {
 
 /// Returns how many digits two ids begin with that are the same.
 fn common_digits(one: PointId, other: PointId) -> usize {
-    let mut pairs = one.as_bytes().iter().zip(other.as_bytes());
-    let bytes = pairs.by_ref().take_while(|(a, b)| a == b).count();
-    let is_half =
-        one.as_bytes().get(bytes).zip(other.as_bytes().get(bytes)).is_some_and(|(a, b)| a >> 4 == b >> 4);
-    2 * bytes + usize::from(is_half)
+    let mut pairs = one.as_bytes().iter().zip(other.as_bytes()).enumerate();
+    // the first bytes that differ may begin with the same digit
+    let differ = pairs.find(|(_, (a, b))| a != b);
+    differ.map_or(2 * PointId::LEN, |(at, (a, b))| 2 * at + usize::from(a >> 4 == b >> 4))
 }
 
 impl Selected<'_> {
