@@ -363,7 +363,10 @@ fn environment() -> Environment {
         boot_id: "bench".into(),
         process_id: std::process::id(),
         program: "bench".into(),
-        now_ms: || 1_700_000_000_000,
+        now_ms: || {
+            let since = std::time::UNIX_EPOCH.elapsed().unwrap();
+            i64::try_from(since.as_millis()).unwrap()
+        },
         timing: vmkeep::repo::Timing::default(),
     }
 }
@@ -384,13 +387,13 @@ fn create(dir: &Path, is_hollow: bool) {
     Repository::create(storage, &CreateOptions::default(), &environment()).unwrap();
 }
 
-/// An incremental, in which the disk's dirty ranges alone are read; the first point is a full.
-fn back_up(repository: &Repository, disk: &mut Sparse) -> BackupReport {
+/// Makes a point. In an incremental the disk's dirty ranges alone are read; the first point is a full anyway.
+fn back_up(repository: &Repository, disk: &mut Sparse, level: Level) -> BackupReport {
     let options = ImageBackupOptions {
         domain: "large".into(),
         disk: "vda".into(),
         input: ImageInput::Block("none".into()),
-        level: RequestedLevel::Is(Level::Incremental),
+        level: RequestedLevel::Is(level),
         tags: Vec::new(),
         read_limit: None,
         dry_run: false,
@@ -450,7 +453,7 @@ fn write(repository: &Repository, dir: &Path, count: u64) -> u64 {
     if count > 0 {
         disk.write(count, &mut random);
     }
-    let report = back_up(repository, &mut disk);
+    let report = back_up(repository, &mut disk, Level::Incremental);
     if count > 0 {
         std::fs::write(&history, format!("{before}{count}\n")).unwrap();
     }
@@ -474,13 +477,13 @@ fn forget_half_and_prune(repository: &Repository) -> u64 {
     prune(repository, &options, &silent).unwrap().live_chunks
 }
 
-/// Makes a point of a disk of so many GiB, of which something in every MiB was written since the one before.
+/// Makes a full of a disk of so many GiB, of which something in every MiB was written since the one before.
 fn write_thin(repository: &Repository, gib: u64) -> u64 {
     let mut disk = Sparse { is_thin: true, ..Sparse::new(gib) };
     if !repository.catalog(&Recorder::new()).unwrap().points().is_empty() {
         disk.write_everywhere();
     }
-    back_up(repository, &mut disk).stats.metadata_bytes
+    back_up(repository, &mut disk, Level::Full).stats.metadata_bytes
 }
 
 /// Forgets the first of two points; then something in every pack is not needed, and all are written anew.

@@ -21,6 +21,8 @@ use crate::manifest::NodeReader;
 
 /// Plaintext of frames that the readers of a repository keep together, bytes.
 const FRAME_CACHE_LEN: usize = 40 << 20;
+/// Of a reader that spares memory: enough for what is read in the order in which it was written.
+const SMALL_FRAME_CACHE_LEN: usize = 8 << 20;
 /// Decoded nodes that a reader keeps; a leaf has about 2 KiB.
 const NODE_CACHE_COUNT: usize = 4096;
 
@@ -186,11 +188,14 @@ impl FrameCache {
     fn of(repository: &Repository) -> Arc<Self> {
         let mut shared = repository.share.frames.lock().unwrap_or_else(PoisonError::into_inner);
         shared.upgrade().unwrap_or_else(|| {
-            let recent = Mutex::new(Recent::new(FRAME_CACHE_LEN));
-            let new = Arc::new(Self { recent, spare: Mutex::default() });
+            let new = Arc::new(Self::new(FRAME_CACHE_LEN));
             *shared = Arc::downgrade(&new);
             new
         })
+    }
+
+    fn new(len: usize) -> Self {
+        Self { recent: Mutex::new(Recent::new(len)), spare: Mutex::default() }
     }
 }
 
@@ -231,10 +236,19 @@ fn fault_of_place(error: Error) -> Option<Error> {
 impl<'a> ChunkReader<'a> {
     /// Begins reading what `view` saw.
     pub fn new(repository: &'a Repository, view: &'a View) -> Self {
+        Self::with_frames(repository, view, FrameCache::of(repository))
+    }
+
+    /// Begins reading for one who holds much in memory besides.
+    pub fn sparing(repository: &'a Repository, view: &'a View) -> Self {
+        Self::with_frames(repository, view, Arc::new(FrameCache::new(SMALL_FRAME_CACHE_LEN)))
+    }
+
+    fn with_frames(repository: &'a Repository, view: &'a View, frames: Arc<FrameCache>) -> Self {
         Self {
             repository,
             view,
-            frames: FrameCache::of(repository),
+            frames,
             ahead: Mutex::default(),
             nodes: Mutex::new(Recent::new(NODE_CACHE_COUNT)),
             last_resort: OnceLock::new(),

@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
+use super::Repository;
 use super::reader::FrameCache;
 
 /// So many packs of the target's length may stand in memory while several sessions write.
@@ -22,6 +23,8 @@ pub(super) struct Share {
     writing: AtomicUsize,
     /// Bytes of packs that are not stored yet.
     pack_bytes: AtomicUsize,
+    /// Those who hold much in memory besides.
+    sparing: AtomicUsize,
     /// What the readers of now share; it goes with the last of them.
     pub(super) frames: Mutex<Weak<FrameCache>>,
 }
@@ -36,6 +39,17 @@ impl Share {
     /// Returns how many sessions write now; at least 1.
     fn writing(&self) -> usize {
         self.writing.load(Ordering::SeqCst).max(1)
+    }
+
+    /// Has sessions that begin to write take as little memory as they can, until the guard is dropped.
+    fn spare(&self) -> Sparing<'_> {
+        self.sparing.fetch_add(1, Ordering::SeqCst);
+        Sparing(self)
+    }
+
+    /// Returns true if somebody needs the memory for something else.
+    pub(super) fn is_sparing(&self) -> bool {
+        self.sparing.load(Ordering::SeqCst) > 0
     }
 
     /// Returns true while no other session writes.
@@ -62,6 +76,24 @@ pub(super) struct Writing<'a>(&'a Share);
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
         self.0.writing.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Somebody who needs the memory for something else.
+#[derive(Debug)]
+pub(crate) struct Sparing<'a>(&'a Share);
+
+impl Drop for Sparing<'_> {
+    fn drop(&mut self) {
+        self.0.sparing.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Repository {
+    /// Until the guard is dropped, packs are put one at a time, none waits for it, and their memory is given back: for one
+    /// who holds much in memory besides. A pack takes 32 MiB by default.
+    pub(crate) fn spare_memory(&self) -> Sparing<'_> {
+        self.share.spare()
     }
 }
 

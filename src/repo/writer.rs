@@ -280,7 +280,11 @@ pub fn write_more<T>(
         }
         drop((raw_receiver, encoded_sender));
         let failed = &failure;
-        let (pack_sender, pack_receiver) = bounded::<FinishedPack>(PACK_QUEUE);
+        let (puts, pack_queue) = match share.is_sparing() {
+            true => (1, 0),
+            false => (repository.storage().puts_at_once().max(1), PACK_QUEUE),
+        };
+        let (pack_sender, pack_receiver) = bounded::<FinishedPack>(pack_queue);
         let (stored_sender, stored_receiver) = bounded::<StoredPack>(STORED_QUEUE);
         let (used_sender, used_receiver) = bounded::<Vec<u8>>(PACK_QUEUE);
         scope.spawn(move || {
@@ -289,7 +293,7 @@ pub fn write_more<T>(
             // where a put thread has failed before, this only follows from it
             result.map_err(|error| failed.set(error))
         });
-        for _ in 0..repository.storage().puts_at_once().max(1) {
+        for _ in 0..puts {
             let (packs, stored, used) = (pack_receiver.clone(), stored_sender.clone(), used_sender.clone());
             scope.spawn(move || {
                 put_packs(repository, held, &packs, &stored, &used, failed).map_err(|error| failed.set(error))
@@ -470,7 +474,7 @@ fn put_packs(
         // the list thread is gone only after a failure
         stored.send(pack).map_err(|_| Error::Cancelled)?;
         held.remove(bytes.len());
-        if repository.share.is_alone() {
+        if repository.share.is_alone() && !repository.share.is_sparing() {
             // where nobody takes it, it is freed
             let _ = used.try_send(bytes);
         }

@@ -290,7 +290,7 @@ fn choose_all(
     monitor: &dyn Monitor,
 ) -> Result<(Chosen, Live)> {
     refuse_unreadable(catalog)?;
-    let reader = ChunkReader::new(repository, view);
+    let reader = ChunkReader::sparing(repository, view);
     refuse_lost(repository, catalog, &reader, monitor)?;
     let drop = droppable(repository, catalog);
     let kept = catalog.points().iter().chain(catalog.forgotten()).map(|entry| &entry.record);
@@ -540,7 +540,8 @@ fn decide(
     let all = catalog.points().iter().chain(catalog.forgotten()).map(|entry| &entry.record);
     let mut kept: Vec<&PointRecord> = all.filter(|record| !dropped.contains(&record.id)).collect();
     kept.sort_by_key(|record| (record.time_ms, record.id));
-    let reader = ChunkReader::new(repository, &view);
+    let _sparing = repository.spare_memory();
+    let reader = ChunkReader::sparing(repository, &view);
     // a point that was made, and lost its outcome, since the choice
     refuse_lost(repository, catalog, &reader, monitor)?;
     let live = Live::of(repository, &reader, kept.iter().copied(), monitor)?;
