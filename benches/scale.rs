@@ -115,6 +115,25 @@ fn segment(number: u64) -> (SegmentId, Segment) {
     (SegmentId::from_bytes(id), Segment { owner, number: 0, packs: vec![pack], chunks })
 }
 
+/// Waits until this process has nothing to do; returns how long that took, in seconds.
+fn settle() -> f64 {
+    let computed = || {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let fields = stat.rsplit_once(')').unwrap().1.split_whitespace().skip(11).take(2);
+        fields.map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>()
+    };
+    let start = Instant::now();
+    let mut before = computed();
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let now = computed();
+        if now - before < 5 {
+            return start.elapsed().as_secs_f64();
+        }
+        before = now;
+    }
+}
+
 fn index() {
     let dir = tempfile::tempdir().unwrap();
     let millions = setting("VMKEEP_SCALE_CHUNKS", 16);
@@ -136,6 +155,7 @@ fn index() {
     };
     fill();
     figure(&format!("index of {millions} million chunks: filled"), None, applying, "s");
+    figure(&format!("index of {millions} million chunks: put in order after that"), None, settle(), "s");
     for (what, from) in [("known", 0), ("new", millions * 1_000_000)] {
         let mut random = Random(5);
         let ids: Vec<ChunkId> =

@@ -51,11 +51,13 @@ pub enum Outcome {
     Hold { point: PointId, until_ms: Option<i64>, reason: String },
     /// A verify: what it found out. It informs; nothing is concluded from it that could lose anything.
     Verified { record: VerifiedRecord },
+    /// As [`Outcome::Verified`], of a verify that read a sample of packs.
+    Sampled { record: VerifiedRecord, scope: SampleScope },
 }
 
 /// How thoroughly a repository was verified. Each level finds what those before it find of the same points, but
 /// packs, which knows no points.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VerifiedLevel {
     Structure,
@@ -69,14 +71,23 @@ pub enum VerifiedLevel {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct VerifiedRecord {
     pub level: VerifiedLevel,
-    /// Milliseconds since 1970, for people only.
+    /// Milliseconds since 1970, but later than every verify that this one knew of, whatever the clocks said.
     pub time_ms: i64,
     /// Points of which everything was looked at and found good.
     pub sound: Vec<PointId>,
     /// Points that a restore would not give back in full.
     pub damaged: Vec<PointId>,
-    /// The last pack that a sample read; the next sample goes on behind it.
+    /// The last pack that a sample read; the next one of the same scope goes on behind it.
     pub cursor: Option<PackId>,
+}
+
+/// What a sample is a sample of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode)]
+pub struct SampleScope {
+    /// At which its packs are read.
+    pub level: VerifiedLevel,
+    /// Of whose points: sorted; none: everything.
+    pub domains: Vec<String>,
 }
 
 /// `gc/<sid>.mark`: what a prune is about to delete.

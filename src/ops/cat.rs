@@ -6,7 +6,9 @@ use crate::error::{Error, Result};
 use crate::format::envelope::ObjectKind;
 use crate::format::name::ObjectName;
 use crate::format::node::{ChunkKind, LeafEntry, Node};
-use crate::format::session::{Damage, Mark, OUTSIDE_CHUNKS, Outcome, SessionRecord, Tombstone};
+use crate::format::session::{
+    Damage, Mark, OUTSIDE_CHUNKS, Outcome, SessionRecord, Tombstone, VerifiedRecord,
+};
 use crate::id::{ChunkId, PackId, SegmentId, SessionId};
 use crate::monitor::Monitor;
 use crate::repo::Repository;
@@ -120,16 +122,25 @@ fn outcome_value(outcome: &Outcome) -> Value {
         Outcome::Hold { point, until_ms, reason } => {
             json!({ "outcome": "hold", "point": point, "until_ms": until_ms, "reason": reason })
         }
-        Outcome::Verified { record } => json!({
-            "outcome": "verified",
-            "level": record.level,
-            "time_ms": record.time_ms,
-            "sound": record.sound,
-            "damaged": record.damaged,
-            "cursor": record.cursor,
-        }),
+        Outcome::Verified { record } => verified_value("verified", record),
+        Outcome::Sampled { record, scope } => {
+            let mut value = verified_value("sampled", record);
+            value["scope"] = json!({ "level": scope.level, "domains": scope.domains });
+            value
+        }
         Outcome::Abort { by, why } => json!({ "outcome": "abort", "by": by.to_string(), "why": why }),
     }
+}
+
+fn verified_value(outcome: &str, record: &VerifiedRecord) -> Value {
+    json!({
+        "outcome": outcome,
+        "level": record.level,
+        "time_ms": record.time_ms,
+        "sound": record.sound,
+        "damaged": record.damaged,
+        "cursor": record.cursor,
+    })
 }
 
 fn session(repository: &Repository, id: SessionId) -> Result<Value> {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::envelope::ObjectKind;
 use crate::format::name::{Folder, ObjectName};
 use crate::format::point::{PointRecord, PointStats};
-use crate::format::session::{Outcome, Tombstone, VerifiedLevel, VerifiedRecord};
+use crate::format::session::{Outcome, SampleScope, Tombstone, VerifiedLevel, VerifiedRecord};
 use crate::id::{PointId, RepositoryId, SessionId};
 use crate::monitor::Monitor;
 use crate::storage::Storage;
@@ -112,6 +112,24 @@ fn share(record: &mut PointRecord, definitions: &mut HashSet<Arc<str>>) {
     }
 }
 
+/// What a verify found out.
+#[derive(Debug)]
+pub struct VerifiedEntry {
+    pub session: SessionId,
+    /// Its lists are sorted.
+    pub record: VerifiedRecord,
+    /// Of a sample.
+    pub scope: Option<SampleScope>,
+}
+
+impl VerifiedEntry {
+    fn new(session: SessionId, mut record: VerifiedRecord, scope: Option<SampleScope>) -> Self {
+        record.sound.sort_unstable();
+        record.damaged.sort_unstable();
+        Self { session, record, scope }
+    }
+}
+
 /// Every outcome of a repository at one moment.
 #[derive(Debug, Default)]
 pub struct Catalog {
@@ -123,7 +141,7 @@ pub struct Catalog {
     /// Points that prunes have dropped.
     swept: HashSet<PointId>,
     holds: HashMap<PointId, Vec<Hold>>,
-    verified: Vec<(SessionId, VerifiedRecord)>,
+    verified: Vec<VerifiedEntry>,
     ended: HashMap<SessionId, Ended>,
     problems: Vec<(ObjectName, String)>,
 }
@@ -165,10 +183,12 @@ impl Catalog {
                     catalog.holds.entry(point).or_default().push(Hold { session, until_ms, reason });
                     Ended::Committed
                 }
-                Ok(Outcome::Verified { mut record }) => {
-                    record.sound.sort_unstable();
-                    record.damaged.sort_unstable();
-                    catalog.verified.push((session, record));
+                Ok(Outcome::Verified { record }) => {
+                    catalog.verified.push(VerifiedEntry::new(session, record, None));
+                    Ended::Committed
+                }
+                Ok(Outcome::Sampled { record, scope }) => {
+                    catalog.verified.push(VerifiedEntry::new(session, record, Some(scope)));
                     Ended::Committed
                 }
                 Ok(Outcome::Abort { .. }) => Ended::Aborted,
@@ -179,7 +199,7 @@ impl Catalog {
             };
             catalog.ended.insert(session, ended);
         }
-        catalog.verified.sort_by_key(|(session, record)| (record.time_ms, *session));
+        catalog.verified.sort_by_key(|entry| (entry.record.time_ms, entry.session));
         catalog.load_tombstones(storage, repository, monitor)?;
         let forgotten: HashSet<PointId> =
             catalog.tombstones.values().flat_map(|tombstone| &tombstone.points).copied().collect();
@@ -231,7 +251,7 @@ impl Catalog {
     /// Returns true if the newest verify of any point has found that something of it is lost.
     pub fn is_anything_lost(&self) -> bool {
         let mut seen = HashSet::new();
-        self.verified.iter().rev().any(|(_, record)| {
+        self.verified.iter().rev().any(|VerifiedEntry { record, .. }| {
             let new =
                 |list: &[PointId]| list.iter().filter(|id| !seen.contains(*id)).copied().collect::<Vec<_>>();
             let (damaged, sound) = (new(&record.damaged), new(&record.sound));
@@ -292,15 +312,14 @@ impl Catalog {
             stray.flat_map(|(_, holds)| holds.iter().map(|hold| hold.session)).collect();
         // by point, the highest level at which a newer one found it sound, and whether one found it damaged
         let mut said: HashMap<PointId, Option<VerifiedLevel>> = HashMap::new();
-        let mut has_cursor = false;
-        for (session, record) in self.verified.iter().rev() {
+        let mut scopes = HashSet::new();
+        for VerifiedEntry { session, record, scope } in self.verified.iter().rev() {
             let is_new = |id: &&PointId| known.contains(*id) && said.get(*id) < Some(&Some(record.level));
             let news = record.sound.iter().chain(&record.damaged).any(|id| is_new(&id));
-            let leads = record.cursor.is_some() && !has_cursor;
+            let leads = scope.as_ref().is_some_and(|scope| scopes.insert(scope));
             if !news && !leads {
                 spent.push(*session);
             }
-            has_cursor |= record.cursor.is_some();
             for id in record.sound.iter().chain(&record.damaged) {
                 let level = said.entry(*id).or_default();
                 *level = (*level).max(Some(record.level));
@@ -310,13 +329,13 @@ impl Catalog {
     }
 
     /// Returns what verifies found out, oldest first.
-    pub fn verified(&self) -> &[(SessionId, VerifiedRecord)] {
+    pub fn verified(&self) -> &[VerifiedEntry] {
         &self.verified
     }
 
     /// Returns what the newest verify of at least `least` said of a point that it looked at as a whole.
     pub fn verified_state(&self, id: PointId, least: VerifiedLevel) -> Option<VerifiedState> {
-        self.verified.iter().rev().find_map(|(_, record)| {
+        self.verified.iter().rev().find_map(|VerifiedEntry { record, .. }| {
             let sound = record.sound.binary_search(&id).is_ok();
             let named = sound && record.level >= least || record.damaged.binary_search(&id).is_ok();
             named.then_some(VerifiedState { level: record.level, time_ms: record.time_ms, sound })

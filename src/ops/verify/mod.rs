@@ -32,7 +32,7 @@ use crate::extent::ByteRange;
 use crate::format::limits::SEGMENT_TARGET_CHUNKS;
 use crate::format::name::{Folder, ObjectName};
 use crate::format::segment::Segment;
-use crate::format::session::VerifiedLevel;
+use crate::format::session::{SampleScope, VerifiedLevel};
 use crate::id::{ChunkId, PackId, PointId, SegmentId};
 use crate::index::locate;
 use crate::monitor::Monitor;
@@ -172,10 +172,10 @@ pub fn verify(
 ) -> Result<VerifyReport> {
     let session = if options.record { record::begin(repository, monitor)? } else { None };
     let mut attempt = 1;
-    let (mut report, bad, view, points) = loop {
+    let mut verified = loop {
         let before = repository.segments()?;
         let verified = verify_once(repository, options, monitor)?;
-        let changed = !verified.0.findings.is_empty() && repository.segments()? != before;
+        let changed = !verified.report.findings.is_empty() && repository.segments()? != before;
         if !changed || attempt == MAX_ATTEMPTS {
             break verified;
         }
@@ -183,19 +183,35 @@ pub fn verify(
         monitor.note("a prune or backup ended meanwhile: looking again at what seems to be missing");
     };
     if let Some(session) = session {
-        report.recorded = record::put_damage(repository, &session, &view, &bad)?;
-        record::commit(repository, session, options.level.into(), &points, &report)?;
+        match record::record(repository, session, options.level.into(), &mut verified) {
+            // what was found is not lost for it
+            Err(error) if !verified.report.findings.is_empty() && !matches!(error, Error::Cancelled) => {
+                monitor.warn(&format!("the result is not recorded: {error}"));
+            }
+            recorded => recorded?,
+        }
     }
-    Ok(report)
+    Ok(verified.report)
 }
 
-type Verified = (VerifyReport, Bad, View, Vec<PointId>);
+/// What was looked at and found.
+struct Verified {
+    report: VerifyReport,
+    bad: Bad,
+    view: View,
+    points: Vec<PointId>,
+    /// Whose points they are, if points were named: sorted.
+    domains: Vec<String>,
+    /// The time of the newest verify before this one, milliseconds since 1970.
+    newest_ms: i64,
+}
 
 fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn Monitor) -> Result<Verified> {
     let (catalog, view) = repository.refresh_to_read(monitor)?;
     let all = chosen_points(&catalog, &options.points)?;
-    let points: Vec<&PointEntry> =
-        all.iter().copied().filter(|entry| is_due(&catalog, entry, options)).collect();
+    let is_due = |entry: &&PointEntry| is_due(repository, &catalog, entry, options, monitor);
+    let points: Vec<&PointEntry> = all.iter().copied().filter(is_due).collect();
+    let domains = sampled_domains(&all, options);
     let skipped_points = (all.len() - points.len()) as u64;
     let mut findings = Findings::default();
     let mut report = VerifyReport { points: points.len() as u64, skipped_points, ..VerifyReport::default() };
@@ -205,7 +221,7 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
     for (name, problem) in repository.config_problems()? {
         findings.at(name.to_string(), &problem);
     }
-    let wanted = wanted_packs(repository, &catalog, &view, &points, options, &mut report)?;
+    let wanted = wanted_packs(repository, &catalog, &view, &points, (options, &domains), &mut report)?;
     let mut bad = Bad::default();
     let scope =
         Scope { repository, catalog: &catalog, view: &view, wanted: wanted.as_ref(), level: options.level };
@@ -243,14 +259,38 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
     report.damaged_points = damaged.into_iter().collect();
     crate::ops::repaired::tell_healed(&points, &mut report);
     let points = points.iter().map(|entry| entry.record.id).collect();
-    Ok((report, bad, view, points))
+    let newest_ms = catalog.verified().last().map_or(0, |newest| newest.record.time_ms);
+    Ok(Verified { report, bad, view, points, domains, newest_ms })
 }
 
-/// Returns true unless a verify of this level has found the point sound lately enough.
-fn is_due(catalog: &Catalog, entry: &PointEntry, options: &VerifyOptions) -> bool {
+/// Returns true unless a verify of this level has found the point sound lately enough. One of the future proves nothing.
+fn is_due(
+    repository: &Repository,
+    catalog: &Catalog,
+    entry: &PointEntry,
+    options: &VerifyOptions,
+    monitor: &dyn Monitor,
+) -> bool {
     let Some(older_than_ms) = options.older_than_ms else { return true };
-    let state = catalog.verified_state(entry.record.id, options.level.into());
-    !state.is_some_and(|state| state.sound && state.time_ms >= older_than_ms)
+    let now_ms = (repository.environment().now_ms)();
+    match catalog.verified_state(entry.record.id, options.level.into()) {
+        Some(state) if state.time_ms > now_ms => {
+            let id = entry.record.id.short();
+            monitor.note(&format!("point {id} was verified in the future by this clock: looking at it again"));
+            true
+        }
+        Some(state) => !state.sound || state.time_ms < older_than_ms,
+        None => true,
+    }
+}
+
+/// Returns the domains of the points that were named, sorted.
+fn sampled_domains(points: &[&PointEntry], options: &VerifyOptions) -> Vec<String> {
+    if options.points.is_empty() {
+        return Vec::new();
+    }
+    let domains: BTreeSet<&String> = points.iter().map(|entry| &entry.record.domain).collect();
+    domains.into_iter().cloned().collect()
 }
 
 /// Returns the packs to read; `None`: all of them.
@@ -259,7 +299,7 @@ fn wanted_packs(
     catalog: &Catalog,
     view: &View,
     points: &[&PointEntry],
-    options: &VerifyOptions,
+    (options, domains): (&VerifyOptions, &[String]),
     report: &mut VerifyReport,
 ) -> Result<Option<HashSet<PackId>>> {
     let everything = options.points.is_empty() && report.skipped_points == 0;
@@ -269,7 +309,10 @@ fn wanted_packs(
     let packs: Vec<(PackId, u64)> =
         view.packs().iter().filter(|(id, _)| is_needed(id)).map(|(id, len)| (*id, *len)).collect();
     let of_packs = packs.len() as u64;
-    let cursor = catalog.verified().iter().rev().find_map(|(_, record)| record.cursor);
+    // each scope has a cursor of its own: the packs of one are not those of another
+    let is_same = |scope: &SampleScope| scope.level == options.level.into() && scope.domains == domains;
+    let last = catalog.verified().iter().rev().find(|verified| verified.scope.as_ref().is_some_and(is_same));
+    let cursor = last.and_then(|verified| verified.record.cursor);
     let chosen = choose(packs, sample, cursor);
     report.sample =
         Some(Sampled { packs: chosen.len() as u64, of_packs, cursor: chosen.last().copied().or(cursor) });

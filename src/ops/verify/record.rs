@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Bad, VerifyReport};
+use super::{Bad, Verified};
 use crate::error::{Error, Result};
 use crate::format::name::ObjectName;
-use crate::format::session::{Damage, Outcome, SessionKind, VerifiedLevel, VerifiedRecord};
+use crate::format::session::{Damage, Outcome, SampleScope, SessionKind, VerifiedLevel, VerifiedRecord};
 use crate::id::{ChunkId, PackId, PointId};
 use crate::monitor::Monitor;
 use crate::repo::Repository;
@@ -35,8 +35,19 @@ fn is_read_only(error: &Error) -> bool {
     }
 }
 
+/// Records what was found out: the damage first, then the rest, which ends the session.
+pub(super) fn record(
+    repository: &Repository,
+    session: Session,
+    level: VerifiedLevel,
+    verified: &mut Verified,
+) -> Result<()> {
+    verified.report.recorded = put_damage(repository, &session, &verified.view, &verified.bad)?;
+    commit(repository, session, level, verified)
+}
+
 /// Records what is bad and not recorded yet; returns how many records were put.
-pub(super) fn put_damage(repository: &Repository, session: &Session, view: &View, bad: &Bad) -> Result<u64> {
+fn put_damage(repository: &Repository, session: &Session, view: &View, bad: &Bad) -> Result<u64> {
     let mut by_pack: BTreeMap<PackId, BTreeSet<ChunkId>> = BTreeMap::new();
     for (pack, chunk) in &bad.chunks {
         if !bad.packs.contains(pack) && !view.is_condemned(*pack, chunk) {
@@ -57,22 +68,28 @@ pub(super) fn put_damage(repository: &Repository, session: &Session, view: &View
 }
 
 /// Ends the session with what was found out.
-pub(super) fn commit(
+fn commit(
     repository: &Repository,
     session: Session,
     level: VerifiedLevel,
-    points: &[PointId],
-    report: &VerifyReport,
+    verified: &Verified,
 ) -> Result<()> {
+    let Verified { report, points, .. } = verified;
     let damaged: BTreeSet<PointId> = report.damaged_points.iter().copied().collect();
     let sound = points.iter().copied().filter(|id| !damaged.contains(id));
     let record = VerifiedRecord {
         // a sample has not looked at all content of any point
         level: if report.sample.is_some() { VerifiedLevel::Structure } else { level },
-        time_ms: (repository.environment().now_ms)(),
+        // another clock may be ahead: what was found out later counts all the same
+        time_ms: (repository.environment().now_ms)().max(verified.newest_ms.saturating_add(1)),
         sound: sound.collect(),
         damaged: report.damaged_points.clone(),
         cursor: report.sample.and_then(|sample| sample.cursor),
     };
-    session.commit(&Outcome::Verified { record })
+    session.commit(&match report.sample {
+        None => Outcome::Verified { record },
+        Some(_) => {
+            Outcome::Sampled { record, scope: SampleScope { level, domains: verified.domains.clone() } }
+        }
+    })
 }

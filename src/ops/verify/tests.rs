@@ -10,6 +10,7 @@ use crate::ops::backup::tests::{World, environment, write};
 use crate::repo::CreateOptions;
 use crate::repo::heal::find_lost;
 use crate::storage::Storage;
+use crate::storage::fault::{FailingStorage, Fault};
 use crate::storage::memory::MemoryStorage;
 
 /// Reads every chunk that it meets, one by one.
@@ -98,4 +99,102 @@ fn findings_of_a_large_map_are_what_cannot_be_read() {
     }
     let again = verify(&repository, &VerifyOptions::default(), &Recorder::new()).unwrap();
     assert_eq!((again.findings, again.chunks), (report.findings, report.chunks));
+}
+
+/// A world of six points on a storage, and the storage.
+fn six_points() -> (World, MemoryStorage) {
+    let storage = MemoryStorage::new();
+    let mut world = World::on(MemoryStorage::new(), &[4 << 20]);
+    world.repository =
+        Repository::create(Box::new(storage.clone()), &CreateOptions::default(), &environment()).unwrap();
+    for number in 0..6 {
+        write(&mut world, number << 19, 256 << 10, number + 1);
+        world.backup(RequestedLevel::Auto);
+    }
+    (world, storage)
+}
+
+/// Spoils a pack of data. Returns a repository that knows nothing yet.
+fn spoil(storage: &MemoryStorage) {
+    let packs = storage.list(Folder::Packs).unwrap();
+    let longest = packs.iter().max_by_key(|listed| listed.len).unwrap();
+    storage.tamper(longest.name, |mut bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        Some(bytes)
+    });
+}
+
+/// A host whose clock is ten days ahead of every other.
+fn ahead(storage: &MemoryStorage) -> Repository {
+    let environment = crate::repo::Environment { now_ms: || 864_000_000, ..environment() };
+    Repository::open(Box::new(storage.clone()), None, &environment, &Recorder::new()).unwrap()
+}
+
+#[test]
+fn a_verify_of_the_future_hides_nothing() {
+    let (world, storage) = six_points();
+    let options = VerifyOptions { record: true, ..VerifyOptions::default() };
+    verify(&ahead(&storage), &options, &Recorder::new()).unwrap();
+    spoil(&storage);
+    let found = verify(&world.repository, &options, &Recorder::new()).unwrap();
+    assert!(!found.damaged_points.is_empty());
+    let (catalog, _) = world.repository.refresh(&Recorder::new()).unwrap();
+    for id in &found.damaged_points {
+        let state = catalog.verified_state(*id, VerifiedLevel::Data).unwrap();
+        assert!(!state.sound, "{state:?}");
+    }
+    assert!(catalog.is_anything_lost());
+    let newest = catalog.verified().last().unwrap().session;
+    assert!(!catalog.spent().contains(&newest));
+    let lately = VerifyOptions { older_than_ms: Some(0), record: false, ..VerifyOptions::default() };
+    let said = verify(&world.repository, &lately, &Recorder::new()).unwrap();
+    assert_eq!((said.points, said.skipped_points), (6, 0), "what is of the future proves nothing");
+}
+
+#[test]
+fn samples_go_on_whatever_clocks_and_other_samples_do() {
+    let (world, storage) = six_points();
+    let sample = Some(Sample::Parts { parts: 1, of: 5 });
+    let all = VerifyOptions { sample, record: true, ..VerifyOptions::default() };
+    verify(&ahead(&storage), &all, &Recorder::new()).unwrap();
+    let packs = VerifyOptions { level: VerifyLevel::Packs, ..all.clone() };
+    let (catalog, view) = world.repository.refresh(&Recorder::new()).unwrap();
+    let points = catalog.points().iter().map(|entry| entry.record.id).collect();
+    let named = VerifyOptions { points, ..all.clone() };
+    let listed: Vec<(PackId, u64)> = view.packs().iter().map(|(id, len)| (*id, *len)).collect();
+    assert!(listed.len() >= 18, "{}", listed.len());
+    let mut expected = choose(listed.clone(), sample.unwrap(), None).pop();
+    for _ in 0..5 {
+        for others in [&packs, &named] {
+            verify(&world.repository, others, &Recorder::new()).unwrap();
+        }
+        let sampled = verify(&world.repository, &all, &Recorder::new()).unwrap().sample.unwrap();
+        expected = choose(listed.clone(), sample.unwrap(), expected).pop();
+        assert_eq!(sampled.cursor, expected, "it goes on where the last one of its scope stopped");
+    }
+    let spent = world.repository.refresh(&Recorder::new()).unwrap().0.spent();
+    assert_eq!(spent.len(), 13, "of 16 the newest of each of three scopes stays");
+}
+
+#[test]
+fn what_cannot_be_recorded_is_reported() {
+    for folder in [Folder::Damage, Folder::Outcomes] {
+        let (_, storage) = six_points();
+        let options = VerifyOptions { record: true, ..VerifyOptions::default() };
+        let failing = FailingStorage::at_put(storage.clone(), folder, 0, Fault::NoSpace);
+        let open = |failing: FailingStorage| {
+            Repository::open(Box::new(failing), None, &environment(), &Recorder::new()).unwrap()
+        };
+        if folder == Folder::Outcomes {
+            let error = verify(&open(failing.clone()), &options, &Recorder::new()).unwrap_err();
+            assert!(error.is_storage_full(), "nothing was found, and nothing recorded: {error}");
+        }
+        spoil(&storage);
+        let failing = FailingStorage::at_put(storage, folder, 0, Fault::NoSpace);
+        let monitor = Recorder::new();
+        let report = verify(&open(failing.clone()), &options, &monitor).unwrap();
+        assert!(failing.has_failed() && !report.damaged_points.is_empty());
+        assert!(monitor.warnings().iter().any(|said| said.contains("not recorded")), "{:?}", monitor.warnings());
+    }
 }

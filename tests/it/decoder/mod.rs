@@ -408,12 +408,16 @@ fn outcome(body: &[u8]) -> Result<Outcome, Fault> {
             cursor.string()?;
             Outcome::Hold
         }
-        5 => {
+        kind @ (5 | 6) => {
             cursor.u32()?;
             cursor.u64()?;
             let _sound: Vec<Sid> = cursor.list(Cursor::array)?;
             let _damaged: Vec<Sid> = cursor.list(Cursor::array)?;
             let _cursor: Option<Id> = cursor.option(Cursor::array)?;
+            if kind == 6 {
+                cursor.u32()?;
+                let _domains: Vec<String> = cursor.list(Cursor::string)?;
+            }
             Outcome::Verified
         }
         _ => return Err("an unknown outcome".into()),

@@ -83,6 +83,7 @@ fn records_have_the_fields_of_the_code() {
         ("field of a tombstone", "session.rs", "Tombstone"),
         ("field of a damage record", "session.rs", "Damage"),
         ("field of a verified record", "session.rs", "VerifiedRecord"),
+        ("field of a sample scope", "session.rs", "SampleScope"),
     ];
     for (head, file, name) in records {
         assert_same(&rows_under(head), &fields(file, name), head);

@@ -16,7 +16,7 @@ use vmkeep::format::point::{
 };
 use vmkeep::format::segment::{Segment, SegmentChunk, SegmentPack};
 use vmkeep::format::session::{
-    Damage, Mark, Outcome, SessionKind, SessionRecord, Tombstone, VerifiedLevel, VerifiedRecord,
+    Damage, Mark, Outcome, SampleScope, SessionKind, SessionRecord, Tombstone, VerifiedLevel, VerifiedRecord,
 };
 use vmkeep::id::{ChunkId, KeyDomainId, PackId, PointId, RepositoryId, SegmentId, SessionId};
 
@@ -406,10 +406,16 @@ fn outcomes() {
         cursor: Some(pack_id(0xa1)),
     };
     assert_encodes(
-        &Outcome::Verified { record },
+        &Outcome::Verified { record: record.clone() },
         "05000000 02000000 0900000000000000 0100000000000000 47*16 00*8 01 a1*32",
     );
-    assert!(codec::decode::<Outcome>(&hex("06000000")).is_err(), "an unknown variant");
+    let scope = SampleScope { level: VerifiedLevel::Packs, domains: vec!["web".into()] };
+    assert_encodes(
+        &Outcome::Sampled { record, scope },
+        r#"06000000 02000000 0900000000000000 0100000000000000 47*16 00*8 01 a1*32
+           01000000 0100000000000000 0300000000000000 "web""#,
+    );
+    assert!(codec::decode::<Outcome>(&hex("07000000")).is_err(), "an unknown variant");
 }
 
 #[test]
