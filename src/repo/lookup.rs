@@ -7,11 +7,12 @@ use super::catalog::{Catalog, Ended};
 use super::rules::Rule;
 use super::view::{Marks, View};
 use super::{Repository, reader};
-use crate::chunk;
+use crate::chunk::{self, Salvage};
 use crate::error::{Error, Result};
 use crate::format::envelope::ObjectKind;
+use crate::format::limits::MAX_PACK_LEN;
 use crate::format::name::{Folder, ObjectName};
-use crate::format::pack::{PACK_HEADER_LEN, PackHeader, PackTable};
+use crate::format::pack::{FrameChunk, PACK_HEADER_LEN, PackHeader, PackKind, PackTable, TableChunk};
 use crate::format::segment::{Segment, SegmentChunk, SegmentPack};
 use crate::id::{ChunkId, PackId, SegmentId, SessionId};
 use crate::index::{self, Index, Location, MemoryIndex};
@@ -230,8 +231,8 @@ impl Repository {
         Ok(index)
     }
 
-    /// Adds what packs of the given lengths, in bytes, say of themselves to an index that is not kept. One that cannot be
-    /// read is left out.
+    /// Adds what packs of the given lengths, in bytes, say of themselves to an index that is not kept: of one without its
+    /// table, the frames that still open.
     ///
     /// # Errors
     /// A storage that fails for a reason other than a bad object; [`Error::Cancelled`].
@@ -243,18 +244,40 @@ impl Repository {
     ) -> Result<()> {
         for (id, len) in packs {
             monitor.check()?;
-            match self.read_pack_table(id, len) {
-                Ok((header, table)) => {
-                    // any id will do: this index is not kept
-                    let segment = segment_of_pack(id, len, &header, &table);
-                    index.apply(&[(SegmentId::from_bytes(*id.as_bytes()), segment)])?;
-                }
-                Err(Error::NotFound { .. }) => {}
-                Err(error) if self.is_of_object(&error) => {}
+            let segment = match self.read_pack_table(id, len) {
+                Ok((header, table)) => Some(segment_of_pack(id, len, header.kind, table)),
+                Err(Error::NotFound { .. }) => None,
+                Err(error) if self.is_of_object(&error) => self.salvage_pack(id, len)?,
                 Err(error) => return Err(error),
+            };
+            if let Some(segment) = segment {
+                // any id will do: this index is not kept
+                index.apply(&[(SegmentId::from_bytes(*id.as_bytes()), segment)])?;
             }
         }
         Ok(())
+    }
+
+    /// Looks for frames in a pack, one after the other. None: it cannot be read at all.
+    fn salvage_pack(&self, id: PackId, len: u64) -> Result<Option<Segment>> {
+        let bytes = match self.storage().get(ObjectName::Pack(id), MAX_PACK_LEN) {
+            Ok(bytes) => bytes,
+            Err(Error::NotFound { .. }) => return Ok(None),
+            Err(error) if self.is_of_object(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut table = PackTable { frames: Vec::new(), chunks: Vec::new() };
+        for frame in Salvage::new(&bytes) {
+            let number = u32::try_from(table.frames.len()).unwrap_or(u32::MAX);
+            for FrameChunk { kind, offset, len } in frame.chunks {
+                let start = offset as usize;
+                let Some(content) = frame.plain.get(start..start.saturating_add(len as usize)) else { continue };
+                let id = self.hasher().chunk_id(kind, content);
+                table.chunks.push(TableChunk { id, kind, frame: number, offset, len });
+            }
+            table.frames.push(frame.entry);
+        }
+        Ok(Some(segment_of_pack(id, len, PackKind::Data, table)))
     }
 
     /// Reads header and table of a pack of `len` bytes.
@@ -273,7 +296,7 @@ impl Repository {
 }
 
 /// Says in a segment's words what a pack's table says.
-fn segment_of_pack(id: PackId, len: u64, header: &PackHeader, table: &PackTable) -> Segment {
+fn segment_of_pack(id: PackId, len: u64, kind: PackKind, table: PackTable) -> Segment {
     let mut chunks: Vec<SegmentChunk> =
         table.chunks.iter().map(|chunk| SegmentChunk::in_pack(chunk, 0)).collect();
     chunks.sort_unstable_by_key(|chunk| chunk.id);
@@ -281,7 +304,7 @@ fn segment_of_pack(id: PackId, len: u64, header: &PackHeader, table: &PackTable)
     Segment {
         owner: SessionId::from_bytes([0; 16]),
         number: 0,
-        packs: vec![SegmentPack { id, kind: header.kind, stored_len: len, frames: table.frames.clone() }],
+        packs: vec![SegmentPack { id, kind, stored_len: len, frames: table.frames }],
         chunks,
     }
 }

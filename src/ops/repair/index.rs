@@ -68,7 +68,9 @@ pub fn repair_index(repository: &Repository, dry_run: bool, monitor: &dyn Monito
                 report.chunks += chunks;
             }
             Err(error) if repository.is_of_object(&error) => {
-                report.skipped.push((ObjectName::Pack(id).to_string(), error.cause()));
+                let (name, cause) = (ObjectName::Pack(id).to_string(), error.cause());
+                let why = cause.strip_prefix(&name).map_or(cause.as_str(), |rest| rest.trim_start_matches(": "));
+                report.skipped.push((name, why.to_owned()));
             }
             // a prune has deleted it
             Err(Error::NotFound { .. }) => {}

@@ -89,8 +89,43 @@ fn what_a_truncated_pack_still_holds_is_salvaged() {
     assert!(!check(&world).damaged_points.is_empty());
     let report = repair_packs(&world.repository, &PacksOptions::default(), &Recorder::new()).unwrap();
     assert_eq!(report.lacking, report.from_copies + report.salvaged + report.lost);
+    assert!(report.lost > 0, "{report:?}");
     let made = repair_points(&world.repository, false, &Recorder::new()).unwrap();
     assert_eq!(made.points.is_empty(), report.lost == 0);
+}
+
+#[test]
+fn a_truncated_pack_that_no_segment_lists_is_salvaged() {
+    let storage = MemoryStorage::new();
+    let mut world = World::on(storage.clone(), &[8 << 20]);
+    write(&mut world, 0, 8 << 20, 1);
+    world.backup(RequestedLevel::Is(Level::Full));
+    let (data, _) = packs(&world);
+    assert_eq!(data.len(), 1);
+    storage.tamper(data[0], |mut bytes| {
+        bytes.truncate(bytes.len() / 2);
+        Some(bytes)
+    });
+    for segment in world.repository.segments().unwrap() {
+        storage.tamper(ObjectName::Segment(segment), |_| None);
+    }
+    world.reopen();
+    let listed = repair_index(&world.repository, false, &Recorder::new()).unwrap();
+    assert_eq!((listed.packs, listed.skipped.len()), (2, 1));
+    assert!(!listed.skipped[0].1.contains("packs/"), "{:?}", listed.skipped);
+    let lost = |report: &VerifyReport| -> u64 {
+        let affected = report.findings.iter().flat_map(|finding| &finding.affected);
+        affected.flat_map(|affected| &affected.ranges).map(|(_, len)| len).sum()
+    };
+    let before = lost(&check(&world));
+    assert!(before > 2 << 20 && before < 6 << 20, "{before} bytes are lost: frames that stand before the cut open");
+    let report = repair_packs(&world.repository, &PacksOptions::default(), &Recorder::new()).unwrap();
+    assert!(report.from_copies + report.salvaged > 0 && report.lost > 0, "{report:?}");
+    assert_eq!(report.lacking, report.from_copies + report.salvaged + report.lost);
+    assert_eq!(lost(&check(&world)), before, "what is left of it is stored anew, and nothing else");
+    storage.tamper(data[0], |_| None);
+    world.reopen();
+    assert_eq!(lost(&check(&world)), before);
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::repo::{PointEntry, Repository};
 pub(super) const BATCH_EVENTS: usize = 8 * 1024;
 
 /// What is wrong with a pack whose segment was lost.
-const UNLISTED: &str = "no segment lists it: restores find what it has, backups and prunes do not; `vmkeep repair index` lists it anew";
+const UNLISTED: &str = "no segment lists it: restores find what it has, backups and prunes do not; `vmkeep repair index` lists it anew, or, where it is damaged, `vmkeep repair packs` stores anew what is left of it";
 
 /// Returns the maps of a point with the names of what they map.
 pub(super) fn maps(record: &PointRecord) -> impl Iterator<Item = (&str, &Manifest)> {
