@@ -211,6 +211,10 @@ impl Storage for Hollow {
         self.inner.url()
     }
 
+    fn put_filler(&self, name: ObjectName, len: u64, seed: [u8; 32]) -> Result<()> {
+        self.inner.put_filler(name, len, seed)
+    }
+
     fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
         let ObjectName::Pack(id) = name else { return self.inner.put_new(name, bytes) };
         if PackHeader::decode(&bytes[..PACK_HEADER_LEN]).unwrap().kind != PackKind::Data {

@@ -298,6 +298,11 @@ fn with_domain(
     vmkeep::ops::against::against_domain(&work.repository, &hypervisor, record, disk, domain, &work.progress)
 }
 
+fn some_ranges(ranges: &[(u64, u64)]) -> String {
+    let ranges: Vec<String> = ranges.iter().take(8).map(|(start, len)| format!("{start}+{len}")).collect();
+    ranges.join(" ")
+}
+
 fn compared_line(disk: &Compared) -> String {
     let (name, size, found_size) = (&disk.disk, units::size(disk.size), units::size(disk.found_size));
     match disk.not_there {
@@ -316,16 +321,17 @@ fn compared_line(disk: &Compared) -> String {
     if disk.written_bytes > 0 {
         line += &format!("; {} written since", units::size(disk.written_bytes));
     }
+    if disk.lost_bytes > 0 {
+        line += &format!("; {} lost at {}", units::size(disk.lost_bytes), some_ranges(&disk.lost));
+    }
     if disk.differing_bytes == 0 {
-        line += match (disk.written_bytes, disk.size == disk.found_size) {
+        line += match (disk.written_bytes + disk.lost_bytes, disk.size == disk.found_size) {
             (0, true) => "; nothing differs",
             _ => "; nothing else differs",
         };
         return line;
     }
-    let ranges: Vec<String> =
-        disk.differing.iter().take(8).map(|(start, len)| format!("{start}+{len}")).collect();
-    line += &format!("; {} differ at {}", units::size(disk.differing_bytes), ranges.join(" "));
+    line += &format!("; {} differ at {}", units::size(disk.differing_bytes), some_ranges(&disk.differing));
     if disk.untracked {
         line += "; no bitmap tells what was written since the point";
     }

@@ -47,6 +47,9 @@ pub struct Compared {
     pub differing_bytes: u64,
     /// First byte and length of ranges that differ and should not; the first thousand.
     pub differing: Vec<(u64, u64)>,
+    /// Bytes that the point has lost, which cannot be compared, and their ranges as above.
+    pub lost_bytes: u64,
+    pub lost: Vec<(u64, u64)>,
     /// No bitmap tells what was written since the point.
     pub untracked: bool,
     /// Nothing was compared: the disk is not there.
@@ -56,7 +59,8 @@ pub struct Compared {
 impl Compared {
     /// Returns true if nothing differs that should not.
     pub fn is_same(&self) -> bool {
-        self.differing_bytes == 0 && self.size == self.found_size && self.not_there.is_none()
+        let is_whole = self.lost_bytes == 0 && self.not_there.is_none();
+        is_whole && self.differing_bytes == 0 && self.size == self.found_size
     }
 }
 
@@ -84,8 +88,8 @@ fn not_there(record: &PointRecord, wanted: Option<&str>, found: &[(String, u64)]
 /// Compares one disk of a point with an image, a block device or an export.
 ///
 /// # Errors
-/// [`Error::NotFound`] for a disk that the point does not have; content of the point that cannot be read; those of
-/// the image.
+/// [`Error::NotFound`] for a disk that the point does not have; those of the storage and of the image. What the point has
+/// lost is no error.
 pub fn against_image(
     repository: &Repository,
     record: &PointRecord,
@@ -109,7 +113,7 @@ fn find<'a>(record: &'a PointRecord, name: &str) -> Result<&'a DiskRecord> {
 /// reported as not there.
 ///
 /// # Errors
-/// Those of libvirt and of the domain's NBD server; content of the point that cannot be read.
+/// Those of libvirt, of the domain's NBD server and of the storage.
 #[cfg(feature = "libvirt")]
 pub fn against_domain(
     repository: &Repository,
@@ -169,7 +173,9 @@ fn compare(
     let data = source.data(&whole, monitor)?.intersection(&whole);
     let task = monitor.start(&label, size);
     let cursor = Cursor::new(repository.geometry(), &disk.manifest, reader)?;
-    let mut comparison = Comparison { reader, cursor, report: &mut report, places: Vec::new() };
+    let leaf_len = repository.geometry().leaf_len();
+    let (places, lost) = (Places::default(), Places::default());
+    let mut comparison = Comparison { reader, leaf_len, cursor, report: &mut report, places, lost };
     for range in whole.difference(&data).iter() {
         comparison.zero(range, monitor)?;
         monitor.advance(task, range.len());
@@ -182,66 +188,135 @@ fn compare(
             Payload::Data(bytes) => comparison.data(range, &bytes),
         }
     })?;
-    let places: RangeSet = std::mem::take(&mut comparison.places).into_iter().collect();
+    let Comparison { places: Places(places), lost: Places(lost), .. } = comparison;
+    let (places, lost): (RangeSet, RangeSet) = (places.into_iter().collect(), lost.into_iter().collect());
     monitor.finish(task);
+    report.compared_bytes -= lost.total_bytes();
     report.written_bytes = places.intersection(written).total_bytes();
     let differing = places.difference(written);
-    report.differing_bytes = differing.total_bytes();
-    report.differing = differing.iter().take(MAX_RANGES).map(|range| (range.start(), range.len())).collect();
+    (report.differing_bytes, report.differing) = (differing.total_bytes(), first_ranges(&differing));
+    (report.lost_bytes, report.lost) = (lost.total_bytes(), first_ranges(&lost));
     Ok(report)
+}
+
+/// Returns the ranges that are reported: first byte and length.
+fn first_ranges(ranges: &RangeSet) -> Vec<(u64, u64)> {
+    ranges.iter().take(MAX_RANGES).map(|range| (range.start(), range.len())).collect()
+}
+
+/// Ranges, in the order in which they are met; neighbours are joined.
+#[derive(Default)]
+struct Places(Vec<ByteRange>);
+
+impl Places {
+    fn note(&mut self, range: ByteRange, disk: &str) -> Result<()> {
+        let count = self.0.len();
+        match self.0.last_mut() {
+            Some(last) if last.end() == range.start() => {
+                *last = ByteRange::between(last.start(), range.end()).unwrap_or(*last);
+            }
+            _ if count >= MAX_PLACES => {
+                return Err(Error::Refused {
+                    object: disk.to_owned(),
+                    reason: format!("it differs in more than {MAX_PLACES} places: it is another disk"),
+                    hint: None,
+                });
+            }
+            _ => self.0.push(range),
+        }
+        Ok(())
+    }
 }
 
 struct Comparison<'a, 'r> {
     reader: &'a ChunkReader<'r>,
     cursor: Cursor<'a>,
+    leaf_len: u64,
     report: &'a mut Compared,
-    /// Ranges that differ; neighbours are joined.
-    places: Vec<ByteRange>,
+    /// Ranges that differ.
+    places: Places,
+    /// Ranges that the point has lost.
+    lost: Places,
 }
 
 impl Comparison<'_, '_> {
     /// A range of the disk that reads as zero.
     fn zero(&mut self, range: ByteRange, monitor: &dyn Monitor) -> Result<()> {
         self.report.compared_bytes += range.len();
-        let held: Vec<(ByteRange, EntryRef)> = self
-            .cursor
-            .entries(range)
-            .filter(|piece| !matches!(piece, Ok((_, EntryRef::Zero))))
-            .collect::<Result<_>>()?;
-        for (piece, entry) in held {
+        for (piece, entry) in self.pieces(range, |entry| *entry != EntryRef::Zero)? {
             monitor.check()?;
-            let kept = self.content(piece, entry)?;
-            self.blocks(piece, |part| kept.get(part).is_some_and(is_zero))?;
+            if let Some(kept) = self.content(piece, entry)? {
+                self.blocks(piece, |part| kept.get(part).is_some_and(is_zero))?;
+            }
         }
         Ok(())
+    }
+
+    /// Returns what the map says of a range, as far as it is wanted. The range of a leaf that is lost is noted.
+    fn pieces(
+        &mut self,
+        range: ByteRange,
+        wanted: impl Fn(&EntryRef) -> bool,
+    ) -> Result<Vec<(ByteRange, EntryRef)>> {
+        let mut found = Vec::new();
+        let mut position = range.start();
+        while let Some(rest) = ByteRange::between(position, range.end()) {
+            let mut is_lost = false;
+            for piece in self.cursor.entries(rest) {
+                match piece {
+                    Ok((piece, entry)) => {
+                        position = piece.end();
+                        found.extend(wanted(&entry).then_some((piece, entry)));
+                    }
+                    Err(error) if error.is_damage() => is_lost = true,
+                    Err(error) => return Err(error),
+                }
+            }
+            let leaf_end = (position / self.leaf_len + 1).saturating_mul(self.leaf_len);
+            let Some(lost) = ByteRange::between(position, leaf_end.min(range.end())).filter(|_| is_lost)
+            else {
+                break;
+            };
+            self.lost.note(lost, &self.report.disk)?;
+            position = lost.end();
+        }
+        Ok(found)
     }
 
     /// A range of the disk with its content.
     fn data(&mut self, range: ByteRange, bytes: &[u8]) -> Result<()> {
         self.report.compared_bytes += range.len();
-        let pieces: Vec<(ByteRange, EntryRef)> = self.cursor.entries(range).collect::<Result<_>>()?;
-        for (piece, entry) in pieces {
+        for (piece, entry) in self.pieces(range, |_| true)? {
             let start = usize::try_from(piece.start() - range.start()).unwrap_or(usize::MAX);
             let len = usize::try_from(piece.len()).unwrap_or(usize::MAX);
             let found = bytes.get(start..start.saturating_add(len)).unwrap_or_default();
             if entry == EntryRef::Zero {
                 self.blocks(piece, |part| found.get(part).is_some_and(is_zero))?;
             } else {
-                let kept = self.content(piece, entry)?;
-                self.blocks(piece, |part| found.get(part.clone()) == kept.get(part))?;
+                if let Some(kept) = self.content(piece, entry)? {
+                    self.blocks(piece, |part| found.get(part.clone()) == kept.get(part))?;
+                }
             }
         }
         Ok(())
     }
 
-    fn content(&self, piece: ByteRange, entry: EntryRef) -> Result<Vec<u8>> {
-        let lost = || Error::Damaged(format!("bytes {piece} of the point are lost"));
-        let EntryRef::Chunk { id, offset } = entry else { return Err(lost()) };
-        let chunk =
-            self.reader.read(ChunkKind::Data, id).context(|| format!("bytes {piece} cannot be read"))?;
-        let start = offset as usize;
-        let len = usize::try_from(piece.len()).unwrap_or(usize::MAX);
-        chunk.get(start..start.saturating_add(len)).map(<[u8]>::to_vec).ok_or_else(lost)
+    /// Returns what the point has in a piece; `None` where it has lost it, which is noted.
+    fn content(&mut self, piece: ByteRange, entry: EntryRef) -> Result<Option<Vec<u8>>> {
+        let mut kept = None;
+        if let EntryRef::Chunk { id, offset } = entry {
+            let start = offset as usize;
+            let len = usize::try_from(piece.len()).unwrap_or(usize::MAX);
+            kept = match self.reader.read(ChunkKind::Data, id) {
+                Ok(chunk) => chunk.get(start..start.saturating_add(len)).map(<[u8]>::to_vec),
+                Err(error) if error.is_damage() => None,
+                Err(error) => return Err(error).context(|| format!("bytes {piece} cannot be read")),
+            };
+        }
+        if kept.is_none() {
+            self.lost.note(piece, &self.report.disk)?;
+        }
+        Ok(kept)
     }
 
     /// Notes which blocks of a piece are not the `same`.
@@ -252,27 +327,9 @@ impl Comparison<'_, '_> {
             let from = usize::try_from(position - piece.start()).unwrap_or(usize::MAX);
             let to = usize::try_from(end - piece.start()).unwrap_or(usize::MAX);
             if let (false, Some(block)) = (same(from..to), ByteRange::between(position, end)) {
-                self.note(block)?;
+                self.places.note(block, &self.report.disk)?;
             }
             position = end;
-        }
-        Ok(())
-    }
-
-    fn note(&mut self, block: ByteRange) -> Result<()> {
-        let count = self.places.len();
-        match self.places.last_mut() {
-            Some(last) if last.end() == block.start() => {
-                *last = ByteRange::between(last.start(), block.end()).unwrap_or(*last);
-            }
-            _ if count >= MAX_PLACES => {
-                return Err(Error::Refused {
-                    object: self.report.disk.clone(),
-                    reason: format!("it differs in more than {MAX_PLACES} places: it is another disk"),
-                    hint: None,
-                });
-            }
-            _ => self.places.push(block),
         }
         Ok(())
     }

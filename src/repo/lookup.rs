@@ -271,7 +271,9 @@ impl Repository {
             let number = u32::try_from(table.frames.len()).unwrap_or(u32::MAX);
             for FrameChunk { kind, offset, len } in frame.chunks {
                 let start = offset as usize;
-                let Some(content) = frame.plain.get(start..start.saturating_add(len as usize)) else { continue };
+                let Some(content) = frame.plain.get(start..start.saturating_add(len as usize)) else {
+                    continue;
+                };
                 let id = self.hasher().chunk_id(kind, content);
                 table.chunks.push(TableChunk { id, kind, frame: number, offset, len });
             }

@@ -22,6 +22,7 @@ pub mod lock;
 mod lookup;
 pub mod pending;
 pub mod reader;
+mod reserve;
 pub(crate) mod rules;
 pub mod session;
 mod share;
@@ -57,9 +58,6 @@ const FANOUT: u32 = 16;
 const FRAME_TARGET_LEN: u32 = 1 << 20;
 /// Length of a pack in a new repository, bytes.
 const PACK_TARGET_LEN: u64 = 32 << 20;
-/// Bytes of the object that prune gives back first when the storage is full.
-const MIN_RESERVE_LEN: u64 = 1 << 20;
-const MAX_RESERVE_LEN: u64 = 64 << 20;
 
 /// What the library may not find out by itself.
 #[derive(Debug, Clone)]
@@ -181,7 +179,7 @@ impl Repository {
         let bytes = config.to_object().map_err(named)?;
         // in order to be crash consistent, in this order: a repository exists from the moment that its config does, and is
         // complete then; only whoever has put the config may put the copy, which a prune puts where it is missing
-        put_reserve(storage.as_ref(), MIN_RESERVE_LEN)?;
+        reserve::put_reserve(storage.as_ref(), reserve::MIN_LEN)?;
         storage.put_new(ObjectName::Config, &bytes)?;
         storage.put_new(ObjectName::ConfigCopy, &bytes)?;
         Self::with_config(storage, config, None, environment)
@@ -265,21 +263,6 @@ impl Repository {
         &self.environment
     }
 
-    /// Puts the reserve back once there is space again, or a longer one in its place. At most 64 MiB are reserved.
-    ///
-    /// # Errors
-    /// Those of the storage.
-    pub fn put_reserve(&self, len: u64) -> Result<()> {
-        let len = len.clamp(MIN_RESERVE_LEN, MAX_RESERVE_LEN).next_power_of_two();
-        match self.storage().len(ObjectName::Reserve) {
-            Ok(found) if found >= len => return Ok(()),
-            Ok(_) => self.storage().delete(ObjectName::Reserve)?,
-            Err(Error::NotFound { .. }) => {}
-            Err(error) => return Err(error),
-        }
-        put_reserve(self.storage(), len)
-    }
-
     /// Keeps every outcome that is read from now on, for one who backs many domains up: else each of them reads all. Whoever
     /// wants to know what the storage gives now opens the repository anew.
     pub fn keep_outcomes(&self) {
@@ -294,22 +277,6 @@ impl Repository {
         Catalog::load(self.storage(), self.id(), &self.outcomes, monitor)
             .context(|| format!("while listing the points of {}", self.storage().url()))
     }
-}
-
-/// Puts the reserve unless it is there.
-fn put_reserve(storage: &dyn Storage, len: u64) -> Result<()> {
-    match storage.put_new(ObjectName::Reserve, &random_filler(len)?) {
-        Err(Error::Exists { .. }) | Ok(()) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-fn random_filler(len: u64) -> Result<Vec<u8>> {
-    // not compressible, so that a file system that compresses or deduplicates keeps it at its length
-    let seed: [u8; 32] = random()?;
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-    blake3::Hasher::new_keyed(&seed).finalize_xof().fill(&mut bytes);
-    Ok(bytes)
 }
 
 /// Finds out whether the storage does what the protocol needs, by a heartbeat object of a session that never was.

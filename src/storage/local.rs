@@ -5,7 +5,7 @@
 //! and one whose `put_new` returned is there.
 
 use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,6 +21,9 @@ use crate::format::name::{Folder, ObjectName};
 
 /// Where files live that have no name yet.
 const TEMPORARY: &str = "tmp";
+
+/// Bytes of a filler that are in memory.
+const FILLER_PART_LEN: usize = 1 << 20;
 
 /// How often an object is written again whose file was removed before it had its name.
 const MAX_TRIES: u32 = 3;
@@ -127,7 +130,7 @@ impl LocalStorage {
     }
 
     /// Writes a file without a name, and syncs it.
-    fn write_temporary(&self, name: ObjectName, bytes: &[u8], sync: bool) -> Result<Temporary> {
+    fn write_temporary(&self, name: ObjectName, write: &WriteFile<'_>, sync: bool) -> Result<Temporary> {
         let number = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
         let unique: [u8; 8] = {
             let mut unique = [0; 8];
@@ -150,12 +153,32 @@ impl LocalStorage {
         }
         .map_err(failed)?;
         let temporary = Temporary { path: path.clone(), keep: false };
-        direct::write_new(&file, &path, bytes).map_err(failed)?;
+        write(&file, &path).map_err(failed)?;
         if sync {
             // not again after a failure: the kernel may have dropped the pages that it could not write
             file.sync_all().map_err(|error| Error::io("sync", self.object(name), error))?;
         }
         Ok(temporary)
+    }
+
+    /// Creates an object of what `write` puts into a file.
+    fn put_with(&self, name: ObjectName, write: &WriteFile<'_>) -> Result<()> {
+        let path = self.path(name);
+        let directory = self.directory(name, &path)?;
+        let mut tries = 0..MAX_TRIES;
+        loop {
+            let mut temporary = self.write_temporary(name, write, true)?;
+            let error = match name_new(&mut temporary, &path) {
+                Ok(true) => return sync_directory(&directory),
+                Ok(false) => return Err(Error::Exists { object: self.object(name) }),
+                Err(error) => error,
+            };
+            // a prune took this program for dead and removed the file; its outcome will say so if it is
+            let is_removed = error.kind() == ErrorKind::NotFound && !temporary.path.exists();
+            if !is_removed || tries.next().is_none() {
+                return Err(Error::io("create", self.object(name), error));
+            }
+        }
     }
 
     /// Returns the directory of an object, made if it is a folder that exists on demand.
@@ -268,28 +291,35 @@ fn is_hexadecimal(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// Writes a new file of the given path.
+type WriteFile<'a> = dyn Fn(&File, &Path) -> std::io::Result<()> + 'a;
+
+/// Writes so many bytes that a seed decides, a part of them in memory.
+fn write_filler(mut file: &File, len: u64, seed: [u8; 32]) -> std::io::Result<()> {
+    let mut bytes = blake3::Hasher::new_keyed(&seed).finalize_xof();
+    let mut part = vec![0; FILLER_PART_LEN];
+    let mut left = len;
+    while left > 0 {
+        let part_len = usize::try_from(left).unwrap_or(usize::MAX).min(part.len());
+        let part = part.get_mut(..part_len).unwrap_or_default();
+        bytes.fill(part);
+        file.write_all(part)?;
+        left -= part_len as u64;
+    }
+    Ok(())
+}
+
 impl Storage for LocalStorage {
     fn url(&self) -> String {
         self.root.display().to_string()
     }
 
     fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
-        let path = self.path(name);
-        let directory = self.directory(name, &path)?;
-        let mut tries = 0..MAX_TRIES;
-        loop {
-            let mut temporary = self.write_temporary(name, bytes, true)?;
-            let error = match name_new(&mut temporary, &path) {
-                Ok(true) => return sync_directory(&directory),
-                Ok(false) => return Err(Error::Exists { object: self.object(name) }),
-                Err(error) => error,
-            };
-            // a prune took this program for dead and removed the file; its outcome will say so if it is
-            let is_removed = error.kind() == ErrorKind::NotFound && !temporary.path.exists();
-            if !is_removed || tries.next().is_none() {
-                return Err(Error::io("create", self.object(name), error));
-            }
-        }
+        self.put_with(name, &|file, path| direct::write_new(file, path, bytes))
+    }
+
+    fn put_filler(&self, name: ObjectName, len: u64, seed: [u8; 32]) -> Result<()> {
+        self.put_with(name, &|file, _| write_filler(file, len, seed))
     }
 
     fn puts_at_once(&self) -> usize {
@@ -297,7 +327,8 @@ impl Storage for LocalStorage {
     }
 
     fn replace(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
-        let mut temporary = self.write_temporary(name, bytes, false)?;
+        let write = |file: &File, path: &Path| direct::write_new(file, path, bytes);
+        let mut temporary = self.write_temporary(name, &write, false)?;
         std::fs::rename(&temporary.path, self.path(name))
             .map_err(|error| Error::io("replace", self.object(name), error))?;
         temporary.keep = true;

@@ -48,6 +48,17 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// be written again under another name.
     fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()>;
 
+    /// As [`Storage::put_new`], of `len` random bytes without meaning, which the seed decides: not compressible, so that a
+    /// file system that compresses or deduplicates keeps them at their length.
+    ///
+    /// # Errors
+    /// As [`Storage::put_new`].
+    fn put_filler(&self, name: ObjectName, len: u64, seed: [u8; 32]) -> Result<()> {
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        blake3::Hasher::new_keyed(&seed).finalize_xof().fill(&mut bytes);
+        self.put_new(name, &bytes)
+    }
+
     /// Returns how many objects are put fastest at once: one waits for its sync while another is written.
     fn puts_at_once(&self) -> usize {
         1

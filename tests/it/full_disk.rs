@@ -91,8 +91,11 @@ impl World {
     }
 
     fn backup(&mut self, seed: u64, len: usize) -> Result<(), String> {
+        self.backup_content(noise(seed, len))
+    }
+
+    fn backup_content(&mut self, content: Vec<u8>) -> Result<(), String> {
         let image = self.vmkeep.path("disk.raw");
-        let content = noise(seed, len);
         fs::write(&image, &content).unwrap();
         let said = self.run(&["--json", "backup", "--file", image.to_str().unwrap(), "--name", "web"])?;
         let summary = said.lines().find(|line| line.contains("\"summary\"")).unwrap();
@@ -162,6 +165,36 @@ fn pruning_makes_room_when_no_byte_is_left() {
         world.backup(50 + free, 8 << 20).unwrap();
         world.check();
     }
+}
+
+/// Content that compresses to an eighth: in a file system of so few bytes are more chunks than a new repository has room for
+/// in its reserve.
+fn thin(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = noise(seed, len);
+    bytes.iter_mut().for_each(|byte| *byte &= 1);
+    bytes
+}
+
+#[test]
+fn pruning_writes_long_segments_when_no_byte_is_left() {
+    let Some(mut world) = World::new() else { return };
+    fs::remove_dir_all(world.repository()).unwrap();
+    world.run(&["init", "--chunk-size", "4K"]).unwrap();
+    let mut content = thin(1, 256 << 20);
+    world.backup_content(content.clone()).unwrap();
+    for at in (0..content.len()).step_by(1 << 20) {
+        content[at] ^= 1;
+    }
+    world.backup_content(content).unwrap();
+    let segments = fs::read_dir(world.repository().join("index")).unwrap();
+    let segments: u64 = segments.map(|segment| segment.unwrap().metadata().unwrap().len()).sum();
+    let reserve = fs::metadata(world.repository().join("reserve")).unwrap().len();
+    assert!(segments > 1 << 20 && reserve >= segments / 4 * 5, "{reserve} beside segments of {segments}");
+    world.small.leave(0);
+    world.forget_oldest();
+    world.run(&["prune", "--max-unused", "0"]).unwrap();
+    world.small.empty();
+    world.check();
 }
 
 #[test]

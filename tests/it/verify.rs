@@ -225,6 +225,21 @@ fn a_point_is_compared_with_an_image() {
     assert_eq!(said["disks"][0]["differing"], serde_json::json!([[5 * MIB + 4096, 4096]]));
     assert_eq!(said["disks"][0]["found_size"], 7 * MIB);
     kept.vmkeep.fails(&["verify", &kept.points[1], "--against", "/no/such"], 1);
+    // what the point has lost is named, and the rest compared
+    for pack in kept.packs() {
+        let bytes = fs::read(&pack).unwrap();
+        let is_data = bytes.len() > MIB;
+        if is_data {
+            flip(&pack, bytes.len() as u64 / 2);
+        }
+    }
+    let (said, code) = kept.verify(&[&kept.points[1], "--against", name]);
+    let disk = &said["disks"][0];
+    assert_eq!((code, &disk["differing"]), (4, &serde_json::json!([[5 * MIB + 4096, 4096]])), "{said}");
+    let lost = disk["lost_bytes"].as_u64().unwrap();
+    assert!(lost > 0 && lost + disk["compared_bytes"].as_u64().unwrap() == disk["size"].as_u64().unwrap());
+    let said = kept.vmkeep.fails(&["verify", &kept.points[1], "--against", name], 4);
+    assert!(said.contains(" lost at ") && said.contains(" differ at "), "{said}");
 }
 
 #[test]

@@ -123,19 +123,12 @@ pub fn prune(repository: &Repository, options: &PruneOptions, monitor: &dyn Moni
     }
 }
 
-/// Puts a config where it is missing, and the reserve back, as long as all segments together: so much a prune may have to
-/// write before it may delete. What cannot be put is no reason to call a prune failed.
+/// Puts a config where it is missing, and the reserve back. What cannot be put is no reason to call a prune failed.
 fn put_spare(repository: &Repository, monitor: &dyn Monitor) {
     if let Err(error) = repository.put_missing_config() {
         monitor.note(&format!("a config that is missing could not be put: {error}"));
     }
-    let grown = repository.storage().list(Folder::Segments).and_then(|segments| {
-        let len = segments.iter().map(|listed| listed.len).sum();
-        repository.put_reserve(len)
-    });
-    if let Err(error) = grown {
-        monitor.note(&format!("the reserve for a full storage could not be put: {error}"));
-    }
+    repository.put_reserve(monitor);
 }
 
 fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Monitor) -> Result<PruneReport> {

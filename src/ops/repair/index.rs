@@ -69,7 +69,8 @@ pub fn repair_index(repository: &Repository, dry_run: bool, monitor: &dyn Monito
             }
             Err(error) if repository.is_of_object(&error) => {
                 let (name, cause) = (ObjectName::Pack(id).to_string(), error.cause());
-                let why = cause.strip_prefix(&name).map_or(cause.as_str(), |rest| rest.trim_start_matches(": "));
+                let why =
+                    cause.strip_prefix(&name).map_or(cause.as_str(), |rest| rest.trim_start_matches(": "));
                 report.skipped.push((name, why.to_owned()));
             }
             // a prune has deleted it

@@ -118,7 +118,10 @@ fn a_truncated_pack_that_no_segment_lists_is_salvaged() {
         affected.flat_map(|affected| &affected.ranges).map(|(_, len)| len).sum()
     };
     let before = lost(&check(&world));
-    assert!(before > 2 << 20 && before < 6 << 20, "{before} bytes are lost: frames that stand before the cut open");
+    assert!(
+        before > 2 << 20 && before < 6 << 20,
+        "{before} bytes are lost: frames that stand before the cut open"
+    );
     let report = repair_packs(&world.repository, &PacksOptions::default(), &Recorder::new()).unwrap();
     assert!(report.from_copies + report.salvaged > 0 && report.lost > 0, "{report:?}");
     assert_eq!(report.lacking, report.from_copies + report.salvaged + report.lost);

@@ -276,7 +276,8 @@ fn is_due(
     match catalog.verified_state(entry.record.id, options.level.into()) {
         Some(state) if state.time_ms > now_ms => {
             let id = entry.record.id.short();
-            monitor.note(&format!("point {id} was verified in the future by this clock: looking at it again"));
+            monitor
+                .note(&format!("point {id} was verified in the future by this clock: looking at it again"));
             true
         }
         Some(state) => !state.sound || state.time_ms < older_than_ms,

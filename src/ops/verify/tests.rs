@@ -195,6 +195,10 @@ fn what_cannot_be_recorded_is_reported() {
         let monitor = Recorder::new();
         let report = verify(&open(failing.clone()), &options, &monitor).unwrap();
         assert!(failing.has_failed() && !report.damaged_points.is_empty());
-        assert!(monitor.warnings().iter().any(|said| said.contains("not recorded")), "{:?}", monitor.warnings());
+        assert!(
+            monitor.warnings().iter().any(|said| said.contains("not recorded")),
+            "{:?}",
+            monitor.warnings()
+        );
     }
 }
