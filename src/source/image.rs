@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crossbeam_channel::{Sender, bounded};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -41,8 +42,9 @@ impl ImageFileFormat {
     }
 }
 
-/// How far what is read is fetched ahead, bytes: the system's own reading ahead leaves a fast disk idle.
-const AHEAD_LEN: u64 = 8 << 20;
+/// What is fetched ahead, at most: so many groups of ranges, each of at least a read's length. The system's own reading
+/// ahead leaves a fast disk idle, and stops at every hole.
+const AHEAD_GROUPS: usize = 8;
 
 fn refused(path: &Path, reason: &str) -> Error {
     Error::Refused { object: path.display().to_string(), reason: reason.into(), hint: None }
@@ -182,44 +184,43 @@ impl DiskSource for ImageFile {
         monitor: &dyn Monitor,
         sink: &mut dyn FnMut(ByteRange, Payload) -> Result<()>,
     ) -> Result<()> {
-        let mut fetched = 0;
-        for range in ranges.iter() {
-            let mut start = range.start();
-            while start < range.end() {
+        let file = &self.file;
+        std::thread::scope(|scope| {
+            let (sender, receiver) = bounded(AHEAD_GROUPS);
+            scope.spawn(move || fetch_ahead(file, ranges, &sender));
+            for part in receiver.into_iter().flatten() {
                 monitor.check()?;
-                let end = range.end().min((start / READ_WINDOW + 1) * READ_WINDOW);
-                let Some(part) = ByteRange::between(start, end) else { break };
-                fetched = self.fetch_ahead(start.max(fetched), start, range.end());
-                let bytes = read_new(&self.file, part)
-                    .map_err(|error| Error::io("read", self.path.display(), error))?;
+                let bytes =
+                    read_new(file, part).map_err(|error| Error::io("read", self.path.display(), error))?;
                 sink(part, Payload::Data(bytes))?;
-                start = end;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }
 
-impl ImageFile {
-    /// Has the system fetch a range that will be read, up to [`AHEAD_LEN`] bytes before the reader at `position`;
-    /// `fetched` is how far it was told to before. Returns how far it is told to now.
-    fn fetch_ahead(&self, fetched: u64, position: u64, end: u64) -> u64 {
-        let wanted = end.min(position + AHEAD_LEN);
-        match ByteRange::between(fetched, wanted) {
-            // in large parts, so that the calls cost nothing
-            Some(part) if part.len() >= AHEAD_LEN / 2 || wanted == end => {
-                // a hint: what cannot be fetched cannot be read either, and that is noticed then
-                let _ = rustix::fs::fadvise(
-                    &self.file,
-                    part.start(),
-                    NonZeroU64::new(part.len()),
-                    rustix::fs::Advice::WillNeed,
-                );
-                wanted
+/// Has the system fetch what will be read, and hands it on in groups of parts that are read at once each. Ends early when
+/// nobody takes them any more.
+fn fetch_ahead(file: &File, ranges: &RangeSet, groups: &Sender<Vec<ByteRange>>) {
+    let (mut group, mut group_len) = (Vec::new(), 0);
+    for range in ranges.iter() {
+        let mut start = range.start();
+        while let Some(rest) = ByteRange::between(start, range.end()) {
+            let len = rest.len().min(READ_WINDOW - start % READ_WINDOW);
+            let Some(part) = ByteRange::new(start, len) else { break };
+            // a hint: what cannot be fetched cannot be read either, and that is noticed then
+            let _ = rustix::fs::fadvise(file, start, NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
+            group.push(part);
+            (group_len, start) = (group_len + len, part.end());
+            if group_len >= READ_WINDOW {
+                group_len = 0;
+                if groups.send(std::mem::take(&mut group)).is_err() {
+                    return;
+                }
             }
-            _ => fetched,
         }
     }
+    let _ = groups.send(group);
 }
 
 /// Reads a range into new memory, which need not be filled with zeroes before.
