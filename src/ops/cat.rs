@@ -7,7 +7,7 @@ use crate::format::envelope::ObjectKind;
 use crate::format::name::ObjectName;
 use crate::format::node::{ChunkKind, LeafEntry, Node};
 use crate::format::session::{
-    Damage, Mark, OUTSIDE_CHUNKS, Outcome, SessionRecord, Tombstone, VerifiedRecord,
+    Damage, Mark, OUTSIDE_CHUNKS, Outcome, SampleScope, SessionRecord, Tombstone, VerifiedRecord,
 };
 use crate::id::{ChunkId, PackId, SegmentId, SessionId};
 use crate::monitor::Monitor;
@@ -122,17 +122,13 @@ fn outcome_value(outcome: &Outcome) -> Value {
         Outcome::Hold { point, until_ms, reason } => {
             json!({ "outcome": "hold", "point": point, "until_ms": until_ms, "reason": reason })
         }
-        Outcome::Verified { record } => verified_value("verified", record),
-        Outcome::Sampled { record, scope } => {
-            let mut value = verified_value("sampled", record);
-            value["scope"] = json!({ "level": scope.level, "domains": scope.domains });
-            value
-        }
+        Outcome::Verified { record } => verified("verified", record, None),
+        Outcome::Sampled { record, scope } => verified("sampled", record, Some(scope)),
         Outcome::Abort { by, why } => json!({ "outcome": "abort", "by": by.to_string(), "why": why }),
     }
 }
 
-fn verified_value(outcome: &str, record: &VerifiedRecord) -> Value {
+fn verified(outcome: &str, record: &VerifiedRecord, scope: Option<&SampleScope>) -> Value {
     json!({
         "outcome": outcome,
         "level": record.level,
@@ -140,6 +136,7 @@ fn verified_value(outcome: &str, record: &VerifiedRecord) -> Value {
         "sound": record.sound,
         "damaged": record.damaged,
         "cursor": record.cursor,
+        "scope": scope.map(|scope| json!({ "level": scope.level, "domains": scope.domains })),
     })
 }
 

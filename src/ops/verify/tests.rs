@@ -155,8 +155,8 @@ fn a_verify_of_the_future_hides_nothing() {
 #[test]
 fn samples_go_on_whatever_clocks_and_other_samples_do() {
     let (world, storage) = six_points();
-    let sample = Some(Sample::Parts { parts: 1, of: 5 });
-    let all = VerifyOptions { sample, record: true, ..VerifyOptions::default() };
+    let sample = Sample::Parts { parts: 1, of: 5 };
+    let all = VerifyOptions { sample: Some(sample), record: true, ..VerifyOptions::default() };
     verify(&ahead(&storage), &all, &Recorder::new()).unwrap();
     let packs = VerifyOptions { level: VerifyLevel::Packs, ..all.clone() };
     let (catalog, view) = world.repository.refresh(&Recorder::new()).unwrap();
@@ -164,13 +164,13 @@ fn samples_go_on_whatever_clocks_and_other_samples_do() {
     let named = VerifyOptions { points, ..all.clone() };
     let listed: Vec<(PackId, u64)> = view.packs().iter().map(|(id, len)| (*id, *len)).collect();
     assert!(listed.len() >= 18, "{}", listed.len());
-    let mut expected = choose(listed.clone(), sample.unwrap(), None).pop();
+    let mut expected = choose(listed.clone(), sample, None).pop();
     for _ in 0..5 {
         for others in [&packs, &named] {
             verify(&world.repository, others, &Recorder::new()).unwrap();
         }
         let sampled = verify(&world.repository, &all, &Recorder::new()).unwrap().sample.unwrap();
-        expected = choose(listed.clone(), sample.unwrap(), expected).pop();
+        expected = choose(listed.clone(), sample, expected).pop();
         assert_eq!(sampled.cursor, expected, "it goes on where the last one of its scope stopped");
     }
     let spent = world.repository.refresh(&Recorder::new()).unwrap().0.spent();
