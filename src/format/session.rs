@@ -49,10 +49,12 @@ pub enum Outcome {
     /// A hold: this point may not be forgotten or dropped until `until_ms` (milliseconds since 1970; `None`: ever), or
     /// until this outcome is deleted.
     Hold { point: PointId, until_ms: Option<i64>, reason: String },
-    /// A verify: what it found out. It informs; nothing is concluded from it that could lose anything.
+    /// A verify of an early version: [`Outcome::Found`] without its place in the order.
     Verified { record: VerifiedRecord },
-    /// As [`Outcome::Verified`], of a verify that read a sample of packs.
-    Sampled { record: VerifiedRecord, scope: SampleScope },
+    /// A verify: what it found out. It informs; nothing is concluded from it that could lose anything. `order` is 1 more than
+    /// that of every verify that this one knew of: of two the later one counts, whatever the clocks said. `scope`: what it
+    /// read a sample of, if it did.
+    Found { record: VerifiedRecord, order: u64, scope: Option<SampleScope> },
 }
 
 /// How thoroughly a repository was verified. Each level finds what those before it find of the same points, but
@@ -71,7 +73,7 @@ pub enum VerifiedLevel {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct VerifiedRecord {
     pub level: VerifiedLevel,
-    /// Milliseconds since 1970, but later than every verify that this one knew of, whatever the clocks said.
+    /// Milliseconds since 1970, for people, and for leaving out what was verified lately.
     pub time_ms: i64,
     /// Points of which everything was looked at and found good.
     pub sound: Vec<PointId>,

@@ -122,15 +122,16 @@ fn outcome_value(outcome: &Outcome) -> Value {
         Outcome::Hold { point, until_ms, reason } => {
             json!({ "outcome": "hold", "point": point, "until_ms": until_ms, "reason": reason })
         }
-        Outcome::Verified { record } => verified("verified", record, None),
-        Outcome::Sampled { record, scope } => verified("sampled", record, Some(scope)),
+        Outcome::Verified { record } => verified(record, 0, None),
+        Outcome::Found { record, order, scope } => verified(record, *order, scope.as_ref()),
         Outcome::Abort { by, why } => json!({ "outcome": "abort", "by": by.to_string(), "why": why }),
     }
 }
 
-fn verified(outcome: &str, record: &VerifiedRecord, scope: Option<&SampleScope>) -> Value {
+fn verified(record: &VerifiedRecord, order: u64, scope: Option<&SampleScope>) -> Value {
     json!({
-        "outcome": outcome,
+        "outcome": "verified",
+        "order": order,
         "level": record.level,
         "time_ms": record.time_ms,
         "sound": record.sound,

@@ -118,15 +118,17 @@ pub struct VerifiedEntry {
     pub session: SessionId,
     /// Its lists are sorted.
     pub record: VerifiedRecord,
+    /// The higher one of two is the later one; 0 of an early version's.
+    pub order: u64,
     /// Of a sample.
     pub scope: Option<SampleScope>,
 }
 
 impl VerifiedEntry {
-    fn new(session: SessionId, mut record: VerifiedRecord, scope: Option<SampleScope>) -> Self {
+    fn new(session: SessionId, mut record: VerifiedRecord, order: u64, scope: Option<SampleScope>) -> Self {
         record.sound.sort_unstable();
         record.damaged.sort_unstable();
-        Self { session, record, scope }
+        Self { session, record, order, scope }
     }
 }
 
@@ -184,11 +186,11 @@ impl Catalog {
                     Ended::Committed
                 }
                 Ok(Outcome::Verified { record }) => {
-                    catalog.verified.push(VerifiedEntry::new(session, record, None));
+                    catalog.verified.push(VerifiedEntry::new(session, record, 0, None));
                     Ended::Committed
                 }
-                Ok(Outcome::Sampled { record, scope }) => {
-                    catalog.verified.push(VerifiedEntry::new(session, record, Some(scope)));
+                Ok(Outcome::Found { record, order, scope }) => {
+                    catalog.verified.push(VerifiedEntry::new(session, record, order, scope));
                     Ended::Committed
                 }
                 Ok(Outcome::Abort { .. }) => Ended::Aborted,
@@ -199,7 +201,7 @@ impl Catalog {
             };
             catalog.ended.insert(session, ended);
         }
-        catalog.verified.sort_by_key(|entry| (entry.record.time_ms, entry.session));
+        catalog.verified.sort_by_key(|entry| (entry.order, entry.record.time_ms, entry.session));
         catalog.load_tombstones(storage, repository, monitor)?;
         let forgotten: HashSet<PointId> =
             catalog.tombstones.values().flat_map(|tombstone| &tombstone.points).copied().collect();
@@ -313,7 +315,7 @@ impl Catalog {
         // by point, the highest level at which a newer one found it sound, and whether one found it damaged
         let mut said: HashMap<PointId, Option<VerifiedLevel>> = HashMap::new();
         let mut scopes = HashSet::new();
-        for VerifiedEntry { session, record, scope } in self.verified.iter().rev() {
+        for VerifiedEntry { session, record, scope, .. } in self.verified.iter().rev() {
             let is_new = |id: &&PointId| known.contains(*id) && said.get(*id) < Some(&Some(record.level));
             let news = record.sound.iter().chain(&record.damaged).any(|id| is_new(&id));
             let leads = scope.as_ref().is_some_and(|scope| scopes.insert(scope));

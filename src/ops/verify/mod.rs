@@ -202,14 +202,15 @@ struct Verified {
     points: Vec<PointId>,
     /// Whose points they are, if points were named: sorted.
     domains: Vec<String>,
-    /// The time of the newest verify before this one, milliseconds since 1970.
-    newest_ms: i64,
+    /// The place of the newest verify before this one in their order.
+    newest_order: u64,
 }
 
 fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn Monitor) -> Result<Verified> {
     let (catalog, view) = repository.refresh_to_read(monitor)?;
     let all = chosen_points(&catalog, &options.points)?;
-    let is_due = |entry: &&PointEntry| is_due(repository, &catalog, entry, options, monitor);
+    let now_ms = (repository.environment().now_ms)();
+    let is_due = |entry: &&PointEntry| is_due(&catalog, entry, options, now_ms);
     let points: Vec<&PointEntry> = all.iter().copied().filter(is_due).collect();
     let domains = sampled_domains(&all, options);
     let skipped_points = (all.len() - points.len()) as u64;
@@ -259,30 +260,16 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
     report.damaged_points = damaged.into_iter().collect();
     crate::ops::repaired::tell_healed(&points, &mut report);
     let points = points.iter().map(|entry| entry.record.id).collect();
-    let newest_ms = catalog.verified().last().map_or(0, |newest| newest.record.time_ms);
-    Ok(Verified { report, bad, view, points, domains, newest_ms })
+    let newest_order = catalog.verified().last().map_or(0, |newest| newest.order);
+    Ok(Verified { report, bad, view, points, domains, newest_order })
 }
 
-/// Returns true unless a verify of this level has found the point sound lately enough. One of the future proves nothing.
-fn is_due(
-    repository: &Repository,
-    catalog: &Catalog,
-    entry: &PointEntry,
-    options: &VerifyOptions,
-    monitor: &dyn Monitor,
-) -> bool {
+/// Returns true unless a verify of this level has found the point sound lately enough. One that by this clock is yet to come
+/// proves nothing.
+fn is_due(catalog: &Catalog, entry: &PointEntry, options: &VerifyOptions, now_ms: i64) -> bool {
     let Some(older_than_ms) = options.older_than_ms else { return true };
-    let now_ms = (repository.environment().now_ms)();
-    match catalog.verified_state(entry.record.id, options.level.into()) {
-        Some(state) if state.time_ms > now_ms => {
-            let id = entry.record.id.short();
-            monitor
-                .note(&format!("point {id} was verified in the future by this clock: looking at it again"));
-            true
-        }
-        Some(state) => !state.sound || state.time_ms < older_than_ms,
-        None => true,
-    }
+    let state = catalog.verified_state(entry.record.id, options.level.into());
+    !state.is_some_and(|state| state.sound && (older_than_ms..=now_ms).contains(&state.time_ms))
 }
 
 /// Returns the domains of the points that were named, sorted.

@@ -20,8 +20,8 @@ use crate::repo::{PointEntry, Repository};
 
 /// What a walk meets is judged in batches of so many events; 72 bytes each.
 pub(super) const BATCH_EVENTS: usize = 8 * 1024;
-/// Chunks of which it is remembered that they are in order: a hash table of 2^20 places, about 21 MiB.
-const MAX_SOUND: usize = 900_000;
+/// Chunks of which it is remembered that they are in order: a hash table of 2^19 places, about 19 MiB.
+const MAX_SOUND: usize = 450_000;
 
 /// What is wrong with a pack whose segment was lost.
 const UNLISTED: &str = "no segment lists it: restores find what it has, backups and prunes do not; `vmkeep repair index` lists it anew, or, where it is damaged, `vmkeep repair packs` stores anew what is left of it";
@@ -108,26 +108,20 @@ pub(super) fn add_range(finding: &mut Finding, point: PointId, domain: &str, dis
 /// Chunks that were found in order lately: points that share content in leaves of their own name most chunks many times.
 #[derive(Default)]
 struct Sound {
-    /// By the first half of the id, how many bytes were needed.
-    needed: HashMap<[u8; 16], u32>,
+    /// How many bytes were needed.
+    needed: HashMap<ChunkId, u32>,
 }
 
 impl Sound {
-    fn key(id: &ChunkId) -> [u8; 16] {
-        let mut half = [0; 16];
-        half.iter_mut().zip(id.as_bytes()).for_each(|(to, from)| *to = *from);
-        half
-    }
-
     fn has(&self, id: &ChunkId, end: u64) -> bool {
-        self.needed.get(&Self::key(id)).is_some_and(|needed| u64::from(*needed) >= end)
+        self.needed.get(id).is_some_and(|needed| u64::from(*needed) >= end)
     }
 
-    fn note(&mut self, id: &ChunkId, end: u64) {
+    fn note(&mut self, id: ChunkId, end: u64) {
         if self.needed.len() >= MAX_SOUND {
             self.needed.clear();
         }
-        let needed = self.needed.entry(Self::key(id)).or_default();
+        let needed = self.needed.entry(id).or_default();
         *needed = (*needed).max(u32::try_from(end).unwrap_or(0));
     }
 }
@@ -264,7 +258,7 @@ impl Walker<'_, '_> {
                     self.chunks += 1;
                     match faulty {
                         Some(places) => self.miss_chunk(range, id, end, &places)?,
-                        None => self.sound.note(&id, end),
+                        None => self.sound.note(id, end),
                     }
                 }
                 Event::Unreadable(range) => {

@@ -80,16 +80,11 @@ fn commit(
     let record = VerifiedRecord {
         // a sample has not looked at all content of any point
         level: if report.sample.is_some() { VerifiedLevel::Structure } else { level },
-        // another clock may be ahead: what was found out later counts all the same
-        time_ms: (repository.environment().now_ms)().max(verified.newest_ms.saturating_add(1)),
+        time_ms: (repository.environment().now_ms)(),
         sound: sound.collect(),
         damaged: report.damaged_points.clone(),
         cursor: report.sample.and_then(|sample| sample.cursor),
     };
-    session.commit(&match report.sample {
-        None => Outcome::Verified { record },
-        Some(_) => {
-            Outcome::Sampled { record, scope: SampleScope { level, domains: verified.domains.clone() } }
-        }
-    })
+    let scope = report.sample.map(|_| SampleScope { level, domains: verified.domains.clone() });
+    session.commit(&Outcome::Found { record, order: verified.newest_order.saturating_add(1), scope })
 }

@@ -415,8 +415,11 @@ fn outcome(body: &[u8]) -> Result<Outcome, Fault> {
             let _damaged: Vec<Sid> = cursor.list(Cursor::array)?;
             let _cursor: Option<Id> = cursor.option(Cursor::array)?;
             if kind == 6 {
-                cursor.u32()?;
-                let _domains: Vec<String> = cursor.list(Cursor::string)?;
+                cursor.u64()?;
+                cursor.option(|cursor| {
+                    cursor.u32()?;
+                    cursor.list(Cursor::string)
+                })?;
             }
             Outcome::Verified
         }

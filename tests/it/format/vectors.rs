@@ -411,9 +411,9 @@ fn outcomes() {
     );
     let scope = SampleScope { level: VerifiedLevel::Packs, domains: vec!["web".into()] };
     assert_encodes(
-        &Outcome::Sampled { record, scope },
+        &Outcome::Found { record, order: 3, scope: Some(scope) },
         r#"06000000 02000000 0900000000000000 0100000000000000 47*16 00*8 01 a1*32
-           01000000 0100000000000000 0300000000000000 "web""#,
+           0300000000000000 01 01000000 0100000000000000 0300000000000000 "web""#,
     );
     assert!(codec::decode::<Outcome>(&hex("07000000")).is_err(), "an unknown variant");
 }
