@@ -205,9 +205,6 @@ pub(super) fn record_point(
     stats.stored_bytes = written.data_bytes;
     stats.metadata_bytes = written.metadata_bytes;
     commit(&mut session, &record, stats)?;
-    if !written.segments.is_empty() {
-        repository.put_reserve(monitor);
-    }
     Ok(BackupReport {
         record,
         stats,

@@ -1,6 +1,8 @@
 //! Space that is given back when there is none left: a prune has to write what stays of segments before it may delete
 //! anything.
 
+use std::sync::PoisonError;
+
 use super::{Repository, random};
 use crate::error::{Error, Result};
 use crate::format::name::{Folder, ObjectName};
@@ -23,33 +25,40 @@ fn wanted_len(segments_len: u64) -> u64 {
 }
 
 impl Repository {
-    /// Puts the reserve back once there is space again, or a longer one in its place: as long as all segments together, and
-    /// a quarter more. At most 4 GiB are reserved. What cannot be put is no reason to call anything failed.
+    /// Puts the reserve where there is none, and makes it longer where it should be: as long as all segments together, and a
+    /// quarter more; at most 4 GiB. What cannot be put is no reason to call anything failed.
     pub fn put_reserve(&self, monitor: &dyn Monitor) {
-        if let Err(error) = self.try_put_reserve() {
-            monitor.note(&format!("the reserve for a full storage could not be put: {error}"));
-        }
+        note_failure(self.grow(), monitor);
     }
 
-    fn try_put_reserve(&self) -> Result<()> {
-        let storage = self.storage();
-        let segments_len = storage.list(Folder::Segments)?.iter().map(|listed| listed.len).sum();
-        let len = wanted_len(segments_len);
-        let found = match storage.len(ObjectName::Reserve) {
-            Ok(found) if found >= len => return Ok(()),
-            Ok(found) => found,
-            Err(Error::NotFound { .. }) => return put_reserve(storage, len),
-            Err(error) => return Err(error),
+    /// As [`Repository::put_reserve`], where there is one and no prune is at work: that one may have given it back, and need
+    /// the room.
+    pub fn grow_reserve(&self, monitor: &dyn Monitor) {
+        let grow = || {
+            let is_there = match self.storage().len(ObjectName::Reserve) {
+                Ok(_) => true,
+                Err(Error::NotFound { .. }) => false,
+                Err(error) => return Err(error),
+            };
+            if is_there && self.storage().list(Folder::Marks)?.is_empty() { self.grow() } else { Ok(()) }
         };
-        storage.delete(ObjectName::Reserve)?;
-        put_reserve(storage, len).inspect_err(|_| {
-            // less is better than none
-            let _ = put_reserve(storage, found);
-        })
+        note_failure(grow(), monitor);
+    }
+
+    fn grow(&self) -> Result<()> {
+        let _turn = self.share.reserve.lock().unwrap_or_else(PoisonError::into_inner);
+        let segments_len = self.storage().list(Folder::Segments)?.iter().map(|listed| listed.len).sum();
+        put_reserve(self.storage(), wanted_len(segments_len))
     }
 }
 
-/// Puts the reserve unless it is there.
+fn note_failure(put: Result<()>, monitor: &dyn Monitor) {
+    if let Err(error) = put {
+        monitor.note(&format!("the reserve for a full storage could not be put: {error}"));
+    }
+}
+
+/// Makes the reserve at least so long.
 pub(super) fn put_reserve(storage: &dyn Storage, len: u64) -> Result<()> {
     match storage.put_filler(ObjectName::Reserve, len, random()?) {
         Err(Error::Exists { .. }) | Ok(()) => Ok(()),
@@ -81,6 +90,31 @@ mod tests {
         let mib = 1 << 20;
         assert_eq!([0, mib, 10 * mib, 51 * mib].map(wanted_len), [mib, 2 * mib, 16 * mib, 64 * mib]);
         assert_eq!([52 * mib, 900 * mib, u64::MAX].map(wanted_len), [128 * mib, 1152 * mib, MAX_LEN]);
+    }
+
+    #[test]
+    fn a_backup_leaves_it_to_a_prune_that_has_given_it_back() {
+        let storage = MemoryStorage::new();
+        let created =
+            Repository::create(Box::new(storage.clone()), &CreateOptions::default(), &environment());
+        let repository = created.unwrap();
+        let segment = ObjectName::Segment(crate::id::SegmentId::from_bytes([1; 32]));
+        storage.put_new(segment, &vec![0; 3 << 20]).unwrap();
+        let mark = ObjectName::Mark(crate::id::SessionId::from_bytes([2; 16]));
+        storage.put_new(mark, b"").unwrap();
+        let silent = Recorder::new();
+        let len = || storage.len(ObjectName::Reserve).ok();
+        repository.grow_reserve(&silent);
+        assert_eq!(len(), Some(MIN_LEN), "a prune is at work");
+        storage.delete(mark).unwrap();
+        repository.grow_reserve(&silent);
+        assert_eq!(len(), Some(4 << 20));
+        storage.delete(ObjectName::Reserve).unwrap();
+        repository.grow_reserve(&silent);
+        assert_eq!(len(), None, "given back");
+        repository.put_reserve(&silent);
+        assert_eq!(len(), Some(4 << 20));
+        assert_eq!(silent.notes().len(), 0, "{:?}", silent.notes());
     }
 
     #[test]

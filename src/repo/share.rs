@@ -25,6 +25,8 @@ pub(super) struct Share {
     pack_bytes: AtomicUsize,
     /// Those who hold much in memory besides.
     sparing: AtomicUsize,
+    /// Held by whoever makes the reserve longer.
+    pub(super) reserve: Mutex<()>,
     /// What the readers of now share; it goes with the last of them.
     pub(super) frames: Mutex<Weak<FrameCache>>,
 }

@@ -5,9 +5,9 @@
 //! and one whose `put_new` returned is there.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::num::NonZeroU64;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -294,19 +294,33 @@ fn is_hexadecimal(text: &str) -> bool {
 /// Writes a new file of the given path.
 type WriteFile<'a> = dyn Fn(&File, &Path) -> std::io::Result<()> + 'a;
 
-/// Writes so many bytes that a seed decides, a part of them in memory.
-fn write_filler(mut file: &File, len: u64, seed: [u8; 32]) -> std::io::Result<()> {
-    let mut bytes = blake3::Hasher::new_keyed(&seed).finalize_xof();
-    let mut part = vec![0; FILLER_PART_LEN];
-    let mut left = len;
-    while left > 0 {
-        let part_len = usize::try_from(left).unwrap_or(usize::MAX).min(part.len());
-        let part = part.get_mut(..part_len).unwrap_or_default();
-        bytes.fill(part);
-        file.write_all(part)?;
-        left -= part_len as u64;
+/// Appends bytes that a seed decides until the file has so many, and syncs it; if that fails it is as long as before. Nothing
+/// is written unless there is room for twice as much: others write too.
+fn grow_filler(file: &File, len: u64, seed: [u8; 32]) -> std::io::Result<()> {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(ErrorKind::InvalidInput.into());
     }
-    Ok(())
+    let found = metadata.len();
+    let Some(missing) = len.checked_sub(found).filter(|missing| *missing > 0) else { return Ok(()) };
+    let space = rustix::fs::fstatvfs(file)?;
+    if found > 0 && space.f_bavail.saturating_mul(space.f_frsize) / 2 < missing {
+        return Err(ErrorKind::StorageFull.into());
+    }
+    let grow = || {
+        let mut bytes = blake3::Hasher::new_keyed(&seed).finalize_xof();
+        let mut part = vec![0; FILLER_PART_LEN];
+        let mut position = found;
+        while position < len {
+            let part_len = usize::try_from(len - position).unwrap_or(usize::MAX).min(part.len());
+            let part = part.get_mut(..part_len).unwrap_or_default();
+            bytes.fill(part);
+            file.write_all_at(part, position)?;
+            position += part_len as u64;
+        }
+        file.sync_all()
+    };
+    grow().inspect_err(|_| drop(file.set_len(found)))
 }
 
 impl Storage for LocalStorage {
@@ -319,7 +333,21 @@ impl Storage for LocalStorage {
     }
 
     fn put_filler(&self, name: ObjectName, len: u64, seed: [u8; 32]) -> Result<()> {
-        self.put_with(name, &|file, _| write_filler(file, len, seed))
+        let path = self.path(name);
+        // neither through a link to another file, nor waiting for somebody at a pipe
+        let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits()).unwrap_or(0);
+        let open = || OpenOptions::new().write(true).custom_flags(flags).open(&path);
+        let file = match open() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let first_len = len.min(FILLER_PART_LEN as u64);
+                self.put_with(name, &|file, _| grow_filler(file, first_len, seed))?;
+                open()
+            }
+            opened => opened,
+        };
+        // in its place: there is always one, and a program that is killed leaves no second one
+        file.and_then(|file| grow_filler(&file, len, seed))
+            .map_err(|error| Error::io("make room in", self.object(name), error))
     }
 
     fn puts_at_once(&self) -> usize {

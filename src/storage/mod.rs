@@ -48,15 +48,29 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// be written again under another name.
     fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()>;
 
-    /// As [`Storage::put_new`], of `len` random bytes without meaning, which the seed decides: not compressible, so that a
-    /// file system that compresses or deduplicates keeps them at their length.
+    /// Makes an object of random bytes without meaning at least `len` bytes long, and puts it where there is none. The seed
+    /// decides the bytes: not compressible, so that a file system that compresses or deduplicates keeps them at their length.
+    ///
+    /// Unless a storage does better, at most 64 MiB, all of them in memory.
     ///
     /// # Errors
-    /// As [`Storage::put_new`].
+    /// As [`Storage::put_new`]; then the object is as long as it was, if there is room for that.
     fn put_filler(&self, name: ObjectName, len: u64, seed: [u8; 32]) -> Result<()> {
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-        blake3::Hasher::new_keyed(&seed).finalize_xof().fill(&mut bytes);
-        self.put_new(name, &bytes)
+        let len = len.min(64 << 20);
+        let put = |len: u64| {
+            let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+            blake3::Hasher::new_keyed(&seed).finalize_xof().fill(&mut bytes);
+            self.put_new(name, &bytes)
+        };
+        match self.len(name) {
+            Ok(found) if found >= len => Ok(()),
+            Ok(found) => {
+                self.delete(name)?;
+                put(len).inspect_err(|_| drop(put(found)))
+            }
+            Err(Error::NotFound { .. }) => put(len),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns how many objects are put fastest at once: one waits for its sync while another is written.

@@ -141,3 +141,41 @@ fn a_folder_that_is_gone_is_not_an_empty_one() {
         assert!(matches!(storage.list(folder), Err(Error::Io { .. })), "{folder:?}");
     }
 }
+
+#[test]
+fn a_filler_grows_and_is_never_shorter() {
+    on_each(|storage| {
+        for (wanted, len) in [(3 << 20, 3 << 20), (1 << 20, 3 << 20), (5_000_001, 5_000_001)] {
+            storage.put_filler(ObjectName::Reserve, wanted, [9; 32]).unwrap();
+            assert_eq!(storage.len(ObjectName::Reserve).unwrap(), len);
+        }
+        let bytes = storage.get(ObjectName::Reserve, 8 << 20).unwrap();
+        let zeroes = bytes.iter().filter(|byte| **byte == 0).count();
+        assert!(zeroes < bytes.len() / 100, "{zeroes} zeroes: a file system may keep it in less");
+        storage.delete(ObjectName::Reserve).unwrap();
+        storage.put_filler(ObjectName::Reserve, 4 << 20, [9; 32]).unwrap();
+        assert_eq!(storage.len(ObjectName::Reserve).unwrap(), 4 << 20);
+    });
+}
+
+#[test]
+fn a_filler_for_which_there_is_no_room_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = LocalStorage::create(&dir.path().join("new")).unwrap();
+    storage.put_filler(ObjectName::Reserve, 1 << 20, [9; 32]).unwrap();
+    let error = storage.put_filler(ObjectName::Reserve, 1 << 60, [9; 32]).unwrap_err();
+    assert!(error.is_storage_full(), "{error}");
+    assert_eq!(storage.len(ObjectName::Reserve).unwrap(), 1 << 20);
+    assert_eq!(std::fs::read_dir(dir.path().join("new/tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_filler_is_not_written_through_a_link() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = LocalStorage::create(&dir.path().join("new")).unwrap();
+    let other = dir.path().join("other");
+    std::fs::write(&other, b"mine").unwrap();
+    std::os::unix::fs::symlink(&other, dir.path().join("new/reserve")).unwrap();
+    assert!(storage.put_filler(ObjectName::Reserve, 2 << 20, [9; 32]).is_err());
+    assert_eq!(std::fs::read(&other).unwrap(), b"mine");
+}

@@ -244,14 +244,17 @@ fn a_backup() {
         ascending(&begin);
         ascending(&[listed(Folder::Segments), listed(Folder::Packs), first(&steps, puts_pack)]);
         ascending(&[listed(Folder::Segments), listed(Folder::Damage), first(&steps, puts_pack)]);
-        // B3 to B7
+        // B3 to B8
+        let outcome = first(&steps, puts_outcome);
+        let lists_marks = |step: &Step| *step == Step::List(Folder::Marks);
         ascending(&[
             last(&steps, puts_pack),
             last(&steps, puts_segment),
-            last(&steps, |step| *step == Step::List(Folder::Marks)),
-            first(&steps, puts_outcome),
+            last(&steps[..outcome], lists_marks),
+            outcome,
             first(&steps, |step| matches!(step, Step::Delete(ObjectName::Heartbeat(_)))),
             first(&steps, |step| matches!(step, Step::Delete(ObjectName::Session(_)))),
+            last(&steps, lists_marks),
         ]);
     }
 }

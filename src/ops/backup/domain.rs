@@ -97,6 +97,7 @@ fn back_up(
         Ok(warnings) => report.warnings.extend(warnings),
         Err(error) => report.warnings.push(format!("superseded checkpoints stay for now: {error}")),
     }
+    repository.grow_reserve(monitor);
     Ok(report)
 }
 

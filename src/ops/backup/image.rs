@@ -108,6 +108,7 @@ fn back_up(
         record::record_point(repository, session, &view, job, vec![disk], &mut || Ok(()), monitor)
             .context(|| format!("while backing up {}", options.domain))?;
     report.warnings.extend(made_full);
+    repository.grow_reserve(monitor);
     Ok(report)
 }
 
