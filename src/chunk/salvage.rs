@@ -36,6 +36,17 @@ impl<'a> Salvage<'a> {
         Self { bytes: bytes.get(..len).unwrap_or_default(), position: 0, wasted_bytes: 0 }
     }
 
+    /// Goes on with what other scans have wasted: they share one limit.
+    #[must_use]
+    pub fn behind(self, wasted_bytes: u64) -> Self {
+        Self { wasted_bytes, ..self }
+    }
+
+    /// Returns the bytes that were read and decompressed in vain.
+    pub fn wasted_bytes(&self) -> u64 {
+        self.wasted_bytes
+    }
+
     /// Returns true if the scan gave up because too much looked like a frame and was none.
     pub fn gave_up(&self) -> bool {
         self.wasted_bytes > WASTE_LIMIT

@@ -10,13 +10,16 @@ use super::{Repository, reader};
 use crate::chunk::{self, Salvage};
 use crate::error::{Error, Result};
 use crate::format::envelope::ObjectKind;
-use crate::format::limits::MAX_PACK_LEN;
+use crate::format::limits::{MAX_PACK_LEN, MAX_PACK_TABLE_LEN};
 use crate::format::name::{Folder, ObjectName};
 use crate::format::pack::{FrameChunk, PACK_HEADER_LEN, PackHeader, PackKind, PackTable, TableChunk};
 use crate::format::segment::{Segment, SegmentChunk, SegmentPack};
 use crate::id::{ChunkId, PackId, SegmentId, SessionId};
 use crate::index::{self, Index, Location, MemoryIndex};
 use crate::monitor::Monitor;
+
+/// Of a pack without its table so many bytes are believed to hold no more than one chunk: what is known of one in memory.
+const SALVAGED_CHUNK_LEN: usize = 48;
 
 impl Repository {
     /// Opens the index in the cache directory; whatever is wrong with it, there is an index afterwards.
@@ -242,12 +245,13 @@ impl Repository {
         packs: impl Iterator<Item = (PackId, u64)>,
         monitor: &dyn Monitor,
     ) -> Result<()> {
+        let mut wasted = 0;
         for (id, len) in packs {
             monitor.check()?;
             let segment = match self.read_pack_table(id, len) {
                 Ok((header, table)) => Some(segment_of_pack(id, len, header.kind, table)),
                 Err(Error::NotFound { .. }) => None,
-                Err(error) if self.is_of_object(&error) => self.salvage_pack(id, len)?,
+                Err(error) if self.is_of_object(&error) => self.salvage_pack(id, &mut wasted, monitor)?,
                 Err(error) => return Err(error),
             };
             if let Some(segment) = segment {
@@ -258,16 +262,26 @@ impl Repository {
         Ok(())
     }
 
-    /// Looks for frames in a pack, one after the other. None: it cannot be read at all.
-    fn salvage_pack(&self, id: PackId, len: u64) -> Result<Option<Segment>> {
+    /// Looks for frames in a pack, one after the other. None: it cannot be read at all. `wasted`: bytes that were looked at
+    /// in vain in this pack and those before it.
+    fn salvage_pack(&self, id: PackId, wasted: &mut u64, monitor: &dyn Monitor) -> Result<Option<Segment>> {
         let bytes = match self.storage().get(ObjectName::Pack(id), MAX_PACK_LEN) {
             Ok(bytes) => bytes,
             Err(Error::NotFound { .. }) => return Ok(None),
             Err(error) if self.is_of_object(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
+        let len = bytes.len();
+        // what a frame says of itself takes no more memory than the pack
+        let most = (len / SALVAGED_CHUNK_LEN).min(MAX_PACK_TABLE_LEN as usize / SALVAGED_CHUNK_LEN);
         let mut table = PackTable { frames: Vec::new(), chunks: Vec::new() };
-        for frame in Salvage::new(&bytes) {
+        let mut salvage = Salvage::new(&bytes).behind(*wasted);
+        for frame in &mut salvage {
+            monitor.check()?;
+            if table.chunks.len() + frame.chunks.len() > most {
+                monitor.note(&format!("{}: its frames claim too many chunks", ObjectName::Pack(id)));
+                break;
+            }
             let number = u32::try_from(table.frames.len()).unwrap_or(u32::MAX);
             for FrameChunk { kind, offset, len } in frame.chunks {
                 let start = offset as usize;
@@ -279,7 +293,11 @@ impl Repository {
             }
             table.frames.push(frame.entry);
         }
-        Ok(Some(segment_of_pack(id, len, PackKind::Data, table)))
+        *wasted = salvage.wasted_bytes();
+        if salvage.gave_up() {
+            monitor.note(&format!("{}: the scan for frames gave up", ObjectName::Pack(id)));
+        }
+        Ok(Some(segment_of_pack(id, len as u64, PackKind::Data, table)))
     }
 
     /// Reads header and table of a pack of `len` bytes.

@@ -207,6 +207,7 @@ pub struct ChunkReader<'a> {
     ahead: Mutex<HashMap<PackId, Ahead>>,
     nodes: Mutex<Recent<ChunkId, Arc<Node>>>,
     last_resort: OnceLock<MemoryIndex>,
+    making_last_resort: Mutex<()>,
     /// Chunks of a running session, whose packs are not in the view.
     own: Option<MemoryIndex>,
     /// Places that this reader found to be bad: nothing new may rely on them, recorded or not.
@@ -252,6 +253,7 @@ impl<'a> ChunkReader<'a> {
             ahead: Mutex::default(),
             nodes: Mutex::new(Recent::new(NODE_CACHE_COUNT)),
             last_resort: OnceLock::new(),
+            making_last_resort: Mutex::default(),
             own: None,
             met: Mutex::new(HashSet::new()),
         }
@@ -416,6 +418,11 @@ impl<'a> ChunkReader<'a> {
     }
 
     fn last_resort(&self) -> Result<&MemoryIndex> {
+        if let Some(index) = self.last_resort.get() {
+            return Ok(index);
+        }
+        // it is large, and takes long: one of those who miss something at once makes it
+        let _turn = self.making_last_resort.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = self.last_resort.get() {
             return Ok(index);
         }

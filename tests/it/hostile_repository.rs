@@ -4,13 +4,14 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use vmkeep::chunk::FrameBuilder;
 use vmkeep::extent::ByteRange;
 use vmkeep::format::envelope::{self, ObjectKind};
 use vmkeep::format::name::{Folder, ObjectName};
 use vmkeep::format::node::{Child, ChunkKind, LeafEntry, Node};
 use vmkeep::format::point::{Consistency, DiskRecord, Level, Manifest, PointRecord, PointStats, SourceKind};
 use vmkeep::format::session::{Outcome, SessionKind};
-use vmkeep::id::{ChunkId, SessionId};
+use vmkeep::id::{ChunkId, PackId, SessionId};
 use vmkeep::manifest::NodeWriter;
 use vmkeep::monitor::Recorder;
 use vmkeep::repo::reader::ChunkReader;
@@ -194,6 +195,61 @@ fn depth_that_leads_nowhere() {
         let said = hostile.bounded(args, &[1, 4]);
         assert!(args[0] == "verify" || said.contains("manifest") || said.contains("the size of"), "{said}");
     }
+}
+
+/// A pack without its table, of frames that say of themselves that they hold more than there could be.
+fn frames_of_many_chunks() -> Vec<u8> {
+    let mut builder = FrameBuilder::new(1 << 20);
+    for number in 0..8192u32 {
+        let id = ChunkId::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes());
+        let full = builder.push(ChunkKind::Data, id, &[0]).unwrap();
+        assert!(full.is_none() || number == 8191);
+        if let Some(frame) = full {
+            return frame.encode(3).unwrap().bytes.repeat(20_000);
+        }
+    }
+    builder.flush().unwrap().encode(3).unwrap().bytes.repeat(20_000)
+}
+
+#[test]
+fn packs_whose_frames_hold_too_much() {
+    let hostile = Hostile::new();
+    hostile.point(4 << 20, |put, _| {
+        // of content that is nowhere, so that every pack is looked into
+        let missing = ChunkId::from_bytes([0x66; 32]);
+        let leaf = put(&Node::Leaf { entries: full(missing) });
+        put(&Node::Inner { level: 1, children: vec![Child { slot: 0, id: leaf }] })
+    });
+    for number in 0..4u8 {
+        let bytes = [&[number][..], &frames_of_many_chunks()].concat();
+        let id = PackId::from_bytes(*blake3::hash(&bytes).as_bytes());
+        put(&hostile, ObjectName::Pack(id), &bytes);
+    }
+    hostile.bounded(&["verify"], &[4]);
+    let target = hostile.vmkeep.path("restored.raw");
+    let to = format!("vda={}", target.display());
+    hostile.bounded(&["restore", "latest", "--to", &to, "--on-damage", "zero"], &[4]);
+    hostile.bounded(&["repair", "packs"], &[4]);
+    hostile.bounded(&["repair", "index"], &[0, 4]);
+}
+
+#[test]
+fn an_id_that_begins_like_a_good_one() {
+    let hostile = Hostile::new();
+    hostile.point(4 << 20, |put, chunk| {
+        let mut like = *chunk.as_bytes();
+        like[16..].fill(0x66);
+        let leaf_len = 1 << 20;
+        let leaves = [chunk, ChunkId::from_bytes(like)].map(|id| {
+            let mut entries = vec![LeafEntry::Chunk { len: 4096, offset: 0, id }];
+            entries.push(LeafEntry::Zero { len: leaf_len - 4096 });
+            put(&Node::Leaf { entries })
+        });
+        let child = |(slot, id): (u16, ChunkId)| Child { slot, id };
+        put(&Node::Inner { level: 1, children: (0..).zip(leaves).map(child).collect() })
+    });
+    hostile.bounded(&["verify", "--structure"], &[4]);
+    hostile.bounded(&["verify"], &[4]);
 }
 
 /// Writes an object whose body says that it is longer than it is, or decompresses to more than it says.
