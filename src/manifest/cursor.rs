@@ -16,6 +16,8 @@ pub struct Cursor<'a> {
     /// By level from 1: the inner node read last and its number.
     path: Vec<Option<(u64, ChunkId, Inner)>>,
     leaf: Option<(u64, Leaf)>,
+    /// The node that was read last.
+    at: Place,
 }
 
 /// What a search for a leaf met.
@@ -32,12 +34,18 @@ impl<'a> Cursor<'a> {
     /// [`Error::Malformed`](crate::error::Error::Malformed) if size and height do not belong together.
     pub fn new(geometry: Geometry, manifest: &Manifest, nodes: &'a dyn NodeReader) -> Result<Self> {
         let tree = Tree::open(geometry, *manifest, nodes)?;
-        Ok(Self { tree, path: vec![None; usize::from(manifest.height)], leaf: None })
+        let at = Place { level: manifest.height, number: 0 };
+        Ok(Self { tree, path: vec![None; usize::from(manifest.height)], leaf: None, at })
     }
 
     /// Bytes of the disk.
     pub fn size(&self) -> u64 {
         self.tree.manifest.size
+    }
+
+    /// Returns the range of the node that was read last: behind an error, what is lost with it.
+    pub fn last_range(&self) -> Option<ByteRange> {
+        self.tree.range(self.at)
     }
 
     /// Returns a leaf's entries; `None` if it reads as zero, or is beyond the disk's end.
@@ -76,6 +84,7 @@ impl<'a> Cursor<'a> {
             id = self.child(place, node_id, slot)?;
         }
         let Some(id) = id else { return Ok(Found::Absent(leaf_place)) };
+        self.at = leaf_place;
         let leaf = self.tree.leaf(number, id)?;
         self.leaf = Some((number, leaf.clone()));
         Ok(Found::Leaf(leaf))
@@ -89,6 +98,7 @@ impl<'a> Cursor<'a> {
                 Ok(inner.child(slot))
             }
             kept => {
+                self.at = place;
                 let inner = self.tree.inner(place, id)?;
                 let child = inner.child(slot);
                 if let Some(kept) = kept {

@@ -173,9 +173,8 @@ fn compare(
     let data = source.data(&whole, monitor)?.intersection(&whole);
     let task = monitor.start(&label, size);
     let cursor = Cursor::new(repository.geometry(), &disk.manifest, reader)?;
-    let leaf_len = repository.geometry().leaf_len();
     let (places, lost) = (Places::default(), Places::default());
-    let mut comparison = Comparison { reader, leaf_len, cursor, report: &mut report, places, lost };
+    let mut comparison = Comparison { reader, cursor, report: &mut report, places, lost };
     for range in whole.difference(&data).iter() {
         comparison.zero(range, monitor)?;
         monitor.advance(task, range.len());
@@ -185,7 +184,7 @@ fn compare(
         monitor.advance(task, range.len());
         match payload {
             Payload::Zero => comparison.zero(range, monitor),
-            Payload::Data(bytes) => comparison.data(range, &bytes),
+            Payload::Data(bytes) => comparison.data(range, &bytes, monitor),
         }
     })?;
     let Comparison { places: Places(places), lost: Places(lost), .. } = comparison;
@@ -218,7 +217,9 @@ impl Places {
             _ if count >= MAX_PLACES => {
                 return Err(Error::Refused {
                     object: disk.to_owned(),
-                    reason: format!("it differs in more than {MAX_PLACES} places: it is another disk"),
+                    reason: format!(
+                        "it differs, or the point has lost something, in more than {MAX_PLACES} places"
+                    ),
                     hint: None,
                 });
             }
@@ -231,7 +232,6 @@ impl Places {
 struct Comparison<'a, 'r> {
     reader: &'a ChunkReader<'r>,
     cursor: Cursor<'a>,
-    leaf_len: u64,
     report: &'a mut Compared,
     /// Ranges that differ.
     places: Places,
@@ -243,7 +243,7 @@ impl Comparison<'_, '_> {
     /// A range of the disk that reads as zero.
     fn zero(&mut self, range: ByteRange, monitor: &dyn Monitor) -> Result<()> {
         self.report.compared_bytes += range.len();
-        for (piece, entry) in self.pieces(range, |entry| *entry != EntryRef::Zero)? {
+        for (piece, entry) in self.pieces(range, |entry| *entry != EntryRef::Zero, monitor)? {
             monitor.check()?;
             if let Some(kept) = self.content(piece, entry)? {
                 self.blocks(piece, |part| kept.get(part).is_some_and(is_zero))?;
@@ -252,11 +252,12 @@ impl Comparison<'_, '_> {
         Ok(())
     }
 
-    /// Returns what the map says of a range, as far as it is wanted. The range of a leaf that is lost is noted.
+    /// Returns what the map says of a range, as far as it is wanted. The range of a node that is lost is noted.
     fn pieces(
         &mut self,
         range: ByteRange,
         wanted: impl Fn(&EntryRef) -> bool,
+        monitor: &dyn Monitor,
     ) -> Result<Vec<(ByteRange, EntryRef)>> {
         let mut found = Vec::new();
         let mut position = range.start();
@@ -272,8 +273,12 @@ impl Comparison<'_, '_> {
                     Err(error) => return Err(error),
                 }
             }
-            let leaf_end = (position / self.leaf_len + 1).saturating_mul(self.leaf_len);
-            let Some(lost) = ByteRange::between(position, leaf_end.min(range.end())).filter(|_| is_lost)
+            monitor.check()?;
+            if !is_lost {
+                break;
+            }
+            let node_end = self.cursor.last_range().map(|node| node.end()).filter(|end| *end > position);
+            let Some(lost) = ByteRange::between(position, node_end.unwrap_or(u64::MAX).min(range.end()))
             else {
                 break;
             };
@@ -284,9 +289,9 @@ impl Comparison<'_, '_> {
     }
 
     /// A range of the disk with its content.
-    fn data(&mut self, range: ByteRange, bytes: &[u8]) -> Result<()> {
+    fn data(&mut self, range: ByteRange, bytes: &[u8], monitor: &dyn Monitor) -> Result<()> {
         self.report.compared_bytes += range.len();
-        for (piece, entry) in self.pieces(range, |_| true)? {
+        for (piece, entry) in self.pieces(range, |_| true, monitor)? {
             let start = usize::try_from(piece.start() - range.start()).unwrap_or(usize::MAX);
             let len = usize::try_from(piece.len()).unwrap_or(usize::MAX);
             let found = bytes.get(start..start.saturating_add(len)).unwrap_or_default();

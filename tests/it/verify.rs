@@ -240,6 +240,14 @@ fn a_point_is_compared_with_an_image() {
     assert!(lost > 0 && lost + disk["compared_bytes"].as_u64().unwrap() == disk["size"].as_u64().unwrap());
     let said = kept.vmkeep.fails(&["verify", &kept.points[1], "--against", name], 4);
     assert!(said.contains(" lost at ") && said.contains(" differ at "), "{said}");
+    // with the map itself all of it is lost
+    for pack in kept.packs() {
+        fs::remove_file(pack).unwrap();
+    }
+    let (said, code) = kept.verify(&[&kept.points[1], "--against", name]);
+    let disk = &said["disks"][0];
+    let whole = serde_json::json!([[0, disk["size"]]]);
+    assert_eq!((code, &disk["lost"], disk["compared_bytes"].as_u64()), (4, &whole, Some(0)), "{said}");
 }
 
 #[test]
