@@ -148,7 +148,7 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
     let leftovers = repository.storage().leftovers()?;
     sweep::clear_marks(repository, session.id(), monitor).context(|| "while ending an earlier prune")?;
     let (catalog, view) = repository.refresh(monitor)?;
-    let (chosen, _) =
+    let (chosen, live) =
         choose_all(repository, &catalog, &view, options, monitor).map_err(|error| session.cause_of(error))?;
     if chosen.is_nothing() {
         if repository.open_sessions()?.iter().all(|other| other.id == session.id()) {
@@ -166,7 +166,8 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
         repository.fence(id, monitor)?;
     }
     repository.storage().put_new(name, &bytes)?;
-    let swept = rewrite_and_commit(repository, session, &mark, &chosen, &catalog, monitor);
+    let before = Before { catalog: &catalog, live };
+    let swept = rewrite_and_commit(repository, session, &mark, &chosen, before, monitor);
     if swept.is_err() {
         // what went wrong is told; a mark that stays is cleared by whoever prunes next
         let _ = sweep::clear_aborted(repository, id);
@@ -286,9 +287,8 @@ fn choose_all(
     let reader = ChunkReader::sparing(repository, view);
     refuse_lost(repository, catalog, &reader, monitor)?;
     let drop = droppable(repository, catalog);
-    let kept = catalog.points().iter().chain(catalog.forgotten()).map(|entry| &entry.record);
-    let records = kept.filter(|record| !drop.contains(&record.id));
-    let mut live = Live::of(repository, &reader, records, monitor)?;
+    let dropped = drop.iter().copied().collect();
+    let mut live = Live::of(repository, &reader, kept_records(catalog, &dropped), monitor)?;
     let mut uses: HashMap<PackId, PackUse> = HashMap::new();
     let mut small = HashSet::new();
     let healed = healed(repository, catalog, view, monitor)?;
@@ -388,6 +388,15 @@ fn droppable(repository: &Repository, catalog: &Catalog) -> Vec<PointId> {
     let now_ms = (repository.environment().now_ms)();
     let forgotten = catalog.forgotten().iter().map(|entry| entry.record.id);
     forgotten.filter(|id| catalog.held(*id, now_ms).is_none()).collect()
+}
+
+/// Returns the records of the points that are not dropped, forgotten ones among them.
+fn kept_records<'a>(
+    catalog: &'a Catalog,
+    dropped: &HashSet<PointId>,
+) -> impl Iterator<Item = &'a PointRecord> {
+    let all = catalog.points().iter().chain(catalog.forgotten()).map(|entry| &entry.record);
+    all.filter(|record| !dropped.contains(&record.id))
 }
 
 /// Returns the chunks that are recorded as damaged somewhere and have a good copy elsewhere.
@@ -494,17 +503,45 @@ struct Sweep {
     segments: Vec<SegmentId>,
 }
 
+/// What was seen before the fence.
+struct Before<'a> {
+    catalog: &'a Catalog,
+    live: Live,
+}
+
+impl Before<'_> {
+    /// Returns what points reach that stay. Maps do not change: of the same points it is what it was before the fence.
+    fn live_of(
+        self,
+        repository: &Repository,
+        reader: &ChunkReader<'_>,
+        kept: &[&PointRecord],
+        mark: &Mark,
+        monitor: &dyn Monitor,
+    ) -> Result<Live> {
+        let ids: HashSet<PointId> = kept.iter().map(|record| record.id).collect();
+        let dropped = mark.points.iter().copied().collect();
+        let was: HashSet<PointId> = kept_records(self.catalog, &dropped).map(|record| record.id).collect();
+        if was == ids {
+            return Ok(self.live);
+        }
+        // not both of them in memory
+        drop(self.live);
+        Live::of(repository, reader, kept.iter().copied(), monitor)
+    }
+}
+
 /// Steps 3 to 5: returns what may be deleted now, and the bytes written.
 fn rewrite_and_commit(
     repository: &Repository,
     session: Session,
     mark: &Mark,
     chosen: &Chosen,
-    stale: &Catalog,
+    before: Before<'_>,
     monitor: &dyn Monitor,
 ) -> Result<(Sweep, u64)> {
     // what a prune misses that slept may be what another one, which has ended it, has moved
-    let (sweep, bytes) = decide(repository, &session, mark, chosen, stale, monitor)
+    let (sweep, bytes) = decide(repository, &session, mark, chosen, before, monitor)
         .map_err(|error| session.cause_of(error))?;
     let (packs, points, segments) = (sweep.packs.clone(), sweep.points.clone(), sweep.segments.clone());
     session.commit(&Outcome::Sweep { packs, points, segments })?;
@@ -517,27 +554,26 @@ fn decide(
     session: &Session,
     mark: &Mark,
     chosen: &Chosen,
-    stale: &Catalog,
+    before: Before<'_>,
     monitor: &dyn Monitor,
 ) -> Result<(Sweep, u64)> {
     if !repository.breaks(Rule::Fence) && !repository.breaks(Rule::MarkBeforeFence) {
         repository.fence(session.id(), monitor)?;
     }
     let (fresh, view) = repository.refresh(monitor)?;
-    let catalog = if repository.breaks(Rule::RecomputeLive) { stale } else { &fresh };
+    let catalog = if repository.breaks(Rule::RecomputeLive) { before.catalog } else { &fresh };
     refuse_unreadable(catalog)?;
     // a point that was had back or held since the choice is not dropped
     let forgotten: HashSet<PointId> = droppable(repository, catalog).into_iter().collect();
     let points: Vec<PointId> = mark.points.iter().filter(|id| forgotten.contains(id)).copied().collect();
     let dropped: HashSet<PointId> = points.iter().copied().collect();
-    let all = catalog.points().iter().chain(catalog.forgotten()).map(|entry| &entry.record);
-    let mut kept: Vec<&PointRecord> = all.filter(|record| !dropped.contains(&record.id)).collect();
+    let mut kept: Vec<&PointRecord> = kept_records(catalog, &dropped).collect();
     kept.sort_by_key(|record| (record.time_ms, record.id));
     let _sparing = repository.spare_memory();
     let reader = ChunkReader::sparing(repository, &view);
     // a point that was made, and lost its outcome, since the choice
     refuse_lost(repository, catalog, &reader, monitor)?;
-    let live = Live::of(repository, &reader, kept.iter().copied(), monitor)?;
+    let live = before.live_of(repository, &reader, &kept, mark, monitor)?;
     let marked: HashSet<PackId> = mark.packs.iter().copied().collect();
     let scope = rewrite::Scope {
         catalog,
