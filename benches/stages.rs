@@ -16,7 +16,7 @@ use vmkeep::chunk::{
     Cutter, EncodedFrame, FinishedPack, FrameBuilder, IdHasher, PackBuilder, RawFrame, open_frame,
 };
 use vmkeep::error::{Error, Result};
-use vmkeep::extent::ByteRange;
+use vmkeep::extent::{ByteRange, RangeSet};
 use vmkeep::format::config::CutterParams;
 use vmkeep::format::name::ObjectName;
 use vmkeep::format::node::{ChunkKind, LeafEntry, Node};
@@ -27,11 +27,16 @@ use vmkeep::id::{ChunkId, PackId, RepositoryId, SegmentId, SessionId};
 use vmkeep::index::{Index, MemoryIndex, open_index};
 use vmkeep::manifest::{Cursor, Geometry, NodeReader, NodeWriter, TreeWriter, diff};
 use vmkeep::monitor::Recorder;
+use vmkeep::nbd::Address;
 use vmkeep::ops::RequestedLevel;
 use vmkeep::ops::backup::{ImageBackupOptions, ImageInput, backup_image};
 use vmkeep::ops::restore::{ImageFormat, OnDamage, RestoreOptions, RestoreOutput, restore};
 use vmkeep::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use vmkeep::repo::{CreateOptions, Environment, Repository};
+use vmkeep::source::DiskSource;
+use vmkeep::source::image::{ImageFileFormat, open_image};
+use vmkeep::source::nbd::NbdDisk;
+use vmkeep::source::qemu_nbd::QemuNbd;
 
 const MIB: u64 = 1 << 20;
 const KEY: [u8; 32] = [7; 32];
@@ -532,7 +537,80 @@ fn keep(repository: &Repository, image: &Path) {
     backup_image(repository, &options, &Recorder::new()).unwrap();
 }
 
-mod e_end_to_end {
+/// Images that are read, without anything done with what they hold. They are in the page cache.
+mod e_sources {
+    use super::*;
+
+    fn read_whole(source: &mut dyn DiskSource) {
+        let whole = RangeSet::whole(source.size());
+        let mut len = 0;
+        source
+            .read(&whole, &Recorder::new(), &mut |range, payload| {
+                len += range.len();
+                std::hint::black_box(payload);
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(len, source.size());
+    }
+
+    /// Returns a server of the image, unless there is no program for it.
+    fn served(place: &Place) -> Option<QemuNbd> {
+        match QemuNbd::readable(&place.image(), "raw", &[], &Recorder::new()) {
+            Ok(server) => Some(server),
+            Err(error) => {
+                println!("left out: {error}");
+                None
+            }
+        }
+    }
+
+    #[divan::bench(sample_count = 5, sample_size = 1)]
+    fn bare_read(bencher: Bencher<'_, '_>) {
+        let place = Place::new();
+        bencher.counter(BytesCount::new(place.len)).bench_local(|| {
+            let mut file = File::open(place.image()).unwrap();
+            let mut buffer = vec![0; MIB as usize];
+            while file.read(&mut buffer).unwrap() > 0 {}
+        });
+    }
+
+    #[divan::bench(sample_count = 5, sample_size = 1)]
+    fn read_a_raw_image(bencher: Bencher<'_, '_>) {
+        let place = Place::new();
+        bencher.counter(BytesCount::new(place.len)).bench_local(|| {
+            let mut source = open_image(&place.image(), ImageFileFormat::Raw, &Recorder::new()).unwrap();
+            read_whole(source.as_mut());
+        });
+    }
+
+    /// libnbd's own program, which throws away what it reads.
+    #[divan::bench(sample_count = 5, sample_size = 1)]
+    fn bare_nbdcopy_to_nothing(bencher: Bencher<'_, '_>) {
+        let place = Place::new();
+        let Some(server) = served(&place) else { return };
+        let Address::Unix(socket) = server.address() else { return };
+        let uri = format!("nbd+unix:///{}?socket={}", server.export(), socket.display());
+        let copy = || std::process::Command::new("nbdcopy").args(["--", &uri, "null:"]).status();
+        if copy().is_err() {
+            return println!("left out: there is no nbdcopy");
+        }
+        bencher.counter(BytesCount::new(place.len)).bench_local(|| assert!(copy().unwrap().success()));
+    }
+
+    #[divan::bench(sample_count = 5, sample_size = 1)]
+    fn read_over_nbd(bencher: Bencher<'_, '_>) {
+        let place = Place::new();
+        let Some(server) = served(&place) else { return };
+        bencher.counter(BytesCount::new(place.len)).bench_local(|| {
+            let (silent, label) = (Recorder::new(), String::new());
+            let mut source = NbdDisk::open(&server.address(), server.export(), None, label, &silent).unwrap();
+            read_whole(&mut source);
+        });
+    }
+}
+
+mod f_end_to_end {
     use super::*;
 
     #[divan::bench(sample_count = 3, sample_size = 1)]
@@ -581,6 +659,23 @@ mod e_end_to_end {
                 repository
             })
             .bench_local_values(|repository| keep(&repository, &place.changed()));
+    }
+
+    /// The image once more, as a restore writes it: synced at the end.
+    #[divan::bench(sample_count = 3, sample_size = 1)]
+    fn bare_copy_and_sync(bencher: Bencher<'_, '_>) {
+        let place = Place::new();
+        let target = place.dir.path().join("copy");
+        bencher.counter(BytesCount::new(place.len)).bench_local(|| {
+            let (mut from, mut to) = (File::open(place.image()).unwrap(), File::create(&target).unwrap());
+            let mut buffer = vec![0; MIB as usize];
+            loop {
+                match from.read(&mut buffer).unwrap() {
+                    0 => return to.sync_all().unwrap(),
+                    len => to.write_all(&buffer[..len]).unwrap(),
+                }
+            }
+        });
     }
 
     #[divan::bench(sample_count = 3, sample_size = 1)]
