@@ -3,17 +3,19 @@
 //!
 //! `cargo bench --bench scale [index] [disk] [repack]` prints a line of JSON for each figure. Everything is done for real,
 //! content is made, cut, hashed, compressed and checked, but that of the large disk's data packs is not kept: there is no
-//! place for it. `repack` keeps everything.
+//! place for it. Kept is that of 16 runs of 1 GiB, spread over the disk, which is where later points write: an increment
+//! compares what it reads with what was there. `repack` keeps everything.
 //!
 //! `VMKEEP_SCALE_GIB` data of the disk (default 1024), `VMKEEP_SCALE_POINTS` (1000), `VMKEEP_SCALE_CHUNKS` of the index in
 //! millions (16), `VMKEEP_SCALE_REPACK_GIB` data of what is repacked (32), `VMKEEP_SCALE_DIR` where it is kept (a temporary
-//! directory; 12 GiB at the default sizes), `VMKEEP_SCALE_PROGRAM` a vmkeep whose start beside all points is measured (none).
+//! directory; 32 GiB at the default sizes), `VMKEEP_SCALE_PROGRAM` a vmkeep whose start beside all points is measured (none).
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use vmkeep::chunk::IdHasher;
@@ -41,6 +43,8 @@ const BLOCK: u64 = 4096;
 /// What QEMU's bitmaps count in.
 const GRANULE: u64 = 65536;
 const DISK_LEN: u64 = 16 << 40;
+/// Runs of 1 GiB that later points write to.
+const HOT_RUNS: u64 = 16;
 
 fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
@@ -176,7 +180,10 @@ fn index() {
 
 // --- a disk ------------------------------------------------------------------
 
-/// Keeps packs of data without their content.
+/// Whether packs of data are kept with their content at this moment.
+static KEEPS_CONTENT: AtomicBool = AtomicBool::new(true);
+
+/// Keeps packs of data without their content, but where it is read again.
 #[derive(Debug)]
 struct Hollow {
     inner: Box<dyn Storage>,
@@ -217,7 +224,8 @@ impl Storage for Hollow {
 
     fn put_new(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
         let ObjectName::Pack(id) = name else { return self.inner.put_new(name, bytes) };
-        if PackHeader::decode(&bytes[..PACK_HEADER_LEN]).unwrap().kind != PackKind::Data {
+        let is_data = PackHeader::decode(&bytes[..PACK_HEADER_LEN]).unwrap().kind == PackKind::Data;
+        if !is_data || KEEPS_CONTENT.load(Ordering::SeqCst) {
             return self.inner.put_new(name, bytes);
         }
         let footer = PackFooter::decode(&bytes[bytes.len() - PACK_FOOTER_LEN..], bytes.len() as u64).unwrap();
@@ -305,12 +313,26 @@ impl Sparse {
         self.dirty = Some(starts.map(|start| ByteRange::new(start, GRANULE).unwrap()).collect());
     }
 
-    /// Writes blocks of 4 KiB anywhere in the data.
+    /// Returns true for a run of the data that later points write to: every 64th of 1024.
+    fn is_hot(&self, run: u64) -> bool {
+        let stride = (self.data.iter().count() as u64 / HOT_RUNS).max(1);
+        run % stride == stride - 1
+    }
+
+    /// Has the content of packs kept while they may hold what later points write to. What is put was read a while before.
+    fn choose_what_is_kept(&self, position: u64) {
+        let (run, offset) = (position / (16 * GIB), position % (16 * GIB));
+        let is_behind = run > 0 && self.is_hot(run - 1) && offset < GIB / 4;
+        KEEPS_CONTENT.store(self.is_hot(run) || is_behind, Ordering::SeqCst);
+    }
+
+    /// Writes blocks of 4 KiB anywhere in the hot runs.
     fn write(&mut self, count: u64, random: &mut Random) {
-        let runs = self.data.iter().count() as u64;
+        let runs: Vec<u64> = (0..self.data.iter().count() as u64).filter(|run| self.is_hot(*run)).collect();
         let mut dirty = Vec::new();
         for _ in 0..count {
-            let at = random.next() % runs * 16 * GIB + random.next() % (GIB / BLOCK) * BLOCK;
+            let run = runs[(random.next() % runs.len() as u64) as usize];
+            let at = run * 16 * GIB + random.next() % (GIB / BLOCK) * BLOCK;
             *self.versions.entry(at / BLOCK).or_default() += 1;
             dirty.push(ByteRange::new(at / GRANULE * GRANULE, GRANULE).unwrap());
         }
@@ -373,6 +395,9 @@ impl DiskSource for Sparse {
             while start < range.end() {
                 let end = range.end().min((start / READ_WINDOW + 1) * READ_WINDOW);
                 let part = ByteRange::between(start, end).unwrap();
+                if self.dirty.is_none() {
+                    self.choose_what_is_kept(start);
+                }
                 sink(part, Payload::Data(self.fill(part)))?;
                 start = end;
             }
