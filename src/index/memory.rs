@@ -32,7 +32,8 @@ impl Index for MemoryIndex {
             }
             for chunk in &segment.chunks {
                 let Some(location) = locate(segment, chunk) else { continue };
-                let places = known.chunks.entry(chunk.id).or_default();
+                // nearly all have one, and a list that grows begins with four
+                let places = known.chunks.entry(chunk.id).or_insert_with(|| Vec::with_capacity(1));
                 match places.iter_mut().find(|place| place.pack == location.pack) {
                     Some(place) => *place = location,
                     None => places.push(location),

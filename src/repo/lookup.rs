@@ -1,6 +1,5 @@
 //! Where chunks are: the local index, kept up to date, and what to do when it is no help.
 
-use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 
 use super::catalog::{Catalog, Ended};
@@ -205,35 +204,6 @@ impl Repository {
         found
     }
 
-    /// Builds an index of everything that can be found at all: segments whatever became of their owners,
-    /// and the tables of packs that no segment speaks of. Good enough to read, since every chunk is checked
-    /// against its id; never good enough to rely on in a new point.
-    ///
-    /// # Errors
-    /// A failed listing, or a storage that fails for a reason other than a bad object.
-    pub(super) fn index_of_last_resort(&self, monitor: &dyn Monitor) -> Result<MemoryIndex> {
-        let index = MemoryIndex::default();
-        let mut spoken_of: HashSet<PackId> = HashSet::new();
-        for id in self.segments()? {
-            match self.load_segment(id) {
-                Ok(segment) => {
-                    spoken_of.extend(segment.packs.iter().map(|pack| pack.id));
-                    index.apply(&[(id, segment)])?;
-                }
-                Err(Error::NotFound { .. }) => {}
-                Err(error) if self.is_of_object(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let listed = self.storage().list(Folder::Packs)?;
-        let packs = listed.iter().filter_map(|listed| match listed.name {
-            ObjectName::Pack(id) if !spoken_of.contains(&id) => Some((id, listed.len)),
-            _ => None,
-        });
-        self.index_tables(&index, packs, monitor)?;
-        Ok(index)
-    }
-
     /// Adds what packs of the given lengths, in bytes, say of themselves to an index that is not kept: of one without its
     /// table, the frames that still open.
     ///
@@ -241,7 +211,7 @@ impl Repository {
     /// A storage that fails for a reason other than a bad object; [`Error::Cancelled`].
     pub fn index_tables(
         &self,
-        index: &MemoryIndex,
+        index: &dyn Index,
         packs: impl Iterator<Item = (PackId, u64)>,
         monitor: &dyn Monitor,
     ) -> Result<()> {

@@ -23,6 +23,7 @@ mod lookup;
 pub mod pending;
 pub mod reader;
 mod reserve;
+mod resort;
 pub(crate) mod rules;
 pub mod session;
 mod share;

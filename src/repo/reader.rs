@@ -8,6 +8,7 @@ use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 
 use super::Repository;
+use super::resort::LastResort;
 use super::rules::Rule;
 use super::view::View;
 use crate::chunk;
@@ -206,7 +207,7 @@ pub struct ChunkReader<'a> {
     frames: Arc<FrameCache>,
     ahead: Mutex<HashMap<PackId, Ahead>>,
     nodes: Mutex<Recent<ChunkId, Arc<Node>>>,
-    last_resort: OnceLock<MemoryIndex>,
+    last_resort: OnceLock<LastResort>,
     making_last_resort: Mutex<()>,
     /// Chunks of a running session, whose packs are not in the view.
     own: Option<MemoryIndex>,
@@ -417,7 +418,7 @@ impl<'a> ChunkReader<'a> {
         Err(if is_unreadable { Error::Damaged(fault.cause()) } else { fault })
     }
 
-    fn last_resort(&self) -> Result<&MemoryIndex> {
+    fn last_resort(&self) -> Result<&LastResort> {
         if let Some(index) = self.last_resort.get() {
             return Ok(index);
         }
