@@ -588,25 +588,38 @@ mod e_sources {
     #[divan::bench(sample_count = 5, sample_size = 1)]
     fn bare_nbdcopy_to_nothing(bencher: Bencher<'_, '_>) {
         let place = Place::new();
-        let Some(server) = served(&place) else { return };
-        let Address::Unix(socket) = server.address() else { return };
-        let uri = format!("nbd+unix:///{}?socket={}", server.export(), socket.display());
-        let copy = || std::process::Command::new("nbdcopy").args(["--", &uri, "null:"]).status();
-        if copy().is_err() {
-            return println!("left out: there is no nbdcopy");
+        let copy = |server: &QemuNbd| {
+            let Address::Unix(socket) = server.address() else { panic!("no socket") };
+            let uri = format!("nbd+unix:///{}?socket={}", server.export(), socket.display());
+            std::process::Command::new("nbdcopy").args(["--connections=1", "--", &uri, "null:"]).status()
+        };
+        match served(&place).as_ref().map(copy) {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return println!("left out: nbdcopy: {error}"),
+            None => return,
         }
-        bencher.counter(BytesCount::new(place.len)).bench_local(|| assert!(copy().unwrap().success()));
+        bencher
+            .counter(BytesCount::new(place.len))
+            .with_inputs(|| served(&place).unwrap())
+            .bench_local_values(|server| assert!(copy(&server).unwrap().success()));
     }
 
     #[divan::bench(sample_count = 5, sample_size = 1)]
     fn read_over_nbd(bencher: Bencher<'_, '_>) {
         let place = Place::new();
-        let Some(server) = served(&place) else { return };
-        bencher.counter(BytesCount::new(place.len)).bench_local(|| {
-            let (silent, label) = (Recorder::new(), String::new());
-            let mut source = NbdDisk::open(&server.address(), server.export(), None, label, &silent).unwrap();
-            read_whole(&mut source);
-        });
+        if served(&place).is_none() {
+            return;
+        }
+        // each serves one client
+        bencher
+            .counter(BytesCount::new(place.len))
+            .with_inputs(|| served(&place).unwrap())
+            .bench_local_values(|server| {
+                let (silent, label) = (Recorder::new(), String::new());
+                let mut source =
+                    NbdDisk::open(&server.address(), server.export(), None, label, &silent).unwrap();
+                read_whole(&mut source);
+            });
     }
 }
 
