@@ -11,8 +11,9 @@ use super::Repository;
 use crate::error::{Error, Result};
 use crate::format::name::{Folder, ObjectName};
 use crate::id::{ChunkId, PackId, RepositoryId};
-use crate::index::{Index, Location, MemoryIndex, open_index};
+use crate::index::{Index, Location, open_index};
 use crate::monitor::Monitor;
+use crate::storage::Listed;
 
 /// Bytes of segments up to which it is made in memory: about 400,000 chunks.
 const MAX_IN_MEMORY: u64 = 16 << 20;
@@ -78,11 +79,25 @@ impl Repository {
     /// A failed listing, or a storage that fails for a reason other than a bad object.
     pub(super) fn index_of_last_resort(&self, monitor: &dyn Monitor) -> Result<LastResort> {
         let segments = self.storage().list(Folder::Segments)?;
-        let is_small = segments.iter().map(|listed| listed.len).sum::<u64>() <= MAX_IN_MEMORY;
-        let resort = match is_small {
-            true => LastResort { index: Box::new(MemoryIndex::default()), _folder: None },
-            false => open(self.cache_dir.as_deref(), self.id()),
-        };
+        let is_large = segments.iter().map(|listed| listed.len).sum::<u64>() > MAX_IN_MEMORY;
+        if is_large && self.cache_dir.is_some() {
+            match self.fill_last_resort(open(self.cache_dir.as_deref(), self.id()), &segments, monitor) {
+                // the disk may have no room for it
+                Err(error) if !matches!(error, Error::Cancelled) => {
+                    monitor.note(&format!("looking for what is lost in memory: {error}"));
+                }
+                filled => return filled,
+            }
+        }
+        self.fill_last_resort(open(None, self.id()), &segments, monitor)
+    }
+
+    fn fill_last_resort(
+        &self,
+        resort: LastResort,
+        segments: &[Listed],
+        monitor: &dyn Monitor,
+    ) -> Result<LastResort> {
         let mut spoken_of: HashSet<PackId> = HashSet::new();
         for listed in segments {
             let ObjectName::Segment(id) = listed.name else { continue };
