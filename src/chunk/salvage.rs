@@ -18,6 +18,16 @@ pub struct SalvagedFrame {
     pub plain: Vec<u8>,
 }
 
+impl SalvagedFrame {
+    /// Returns the chunks with their content; one that reaches beyond the frame is left out.
+    pub fn contents(&self) -> impl Iterator<Item = (&FrameChunk, &[u8])> {
+        self.chunks.iter().filter_map(|chunk| {
+            let start = chunk.offset as usize;
+            Some((chunk, self.plain.get(start..start.saturating_add(chunk.len as usize))?))
+        })
+    }
+}
+
 /// Scans bytes for frames that open, one after the other; a frame at a time is in memory.
 ///
 /// The ids of the chunks are not known: the caller computes them, and a chunk counts only for what it then is. So

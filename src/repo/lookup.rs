@@ -253,11 +253,7 @@ impl Repository {
                 break;
             }
             let number = u32::try_from(table.frames.len()).unwrap_or(u32::MAX);
-            for FrameChunk { kind, offset, len } in frame.chunks {
-                let start = offset as usize;
-                let Some(content) = frame.plain.get(start..start.saturating_add(len as usize)) else {
-                    continue;
-                };
+            for (&FrameChunk { kind, offset, len }, content) in frame.contents() {
                 let id = self.hasher().chunk_id(kind, content);
                 table.chunks.push(TableChunk { id, kind, frame: number, offset, len });
             }
@@ -309,7 +305,7 @@ mod tests {
     use super::super::reader::ChunkReader;
     use super::super::session::Session;
     use super::super::writer::write_session;
-    use super::super::{CreateOptions, Environment, Timing};
+    use super::super::{CreateOptions, Environment};
     use super::*;
     use crate::format::node::ChunkKind;
     use crate::format::session::{Outcome, SessionKind};
@@ -349,15 +345,8 @@ mod tests {
 
     #[test]
     fn nothing_seems_to_be_gone_while_the_index_is_filled_anew() {
-        let environment = Environment {
-            host: "host".into(),
-            boot_id: "boot".into(),
-            process_id: 1,
-            program: "test".into(),
-            now_ms: || 1_000_000,
-            timing: Timing::default(),
-        };
         let storage = Box::new(MemoryStorage::new());
+        let environment = Environment::of_a_test();
         let repository = Repository::create(storage, &CreateOptions::default(), &environment).unwrap();
         let silent = Recorder::new();
         let session = Session::begin(&repository, SessionKind::Repair).unwrap();

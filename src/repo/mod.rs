@@ -74,6 +74,21 @@ pub struct Environment {
     pub timing: Timing,
 }
 
+#[cfg(test)]
+impl Environment {
+    /// Returns one whose clock stands still.
+    fn of_a_test() -> Self {
+        Self {
+            host: "host".into(),
+            boot_id: "boot".into(),
+            process_id: 1,
+            program: "test".into(),
+            now_ms: || 1_000_000,
+            timing: Timing::default(),
+        }
+    }
+}
+
 /// How long what takes. Only tests have a reason to change it.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {

@@ -68,22 +68,11 @@ pub(super) fn put_reserve(storage: &dyn Storage, len: u64) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{CreateOptions, Environment, Timing};
+    use super::super::{CreateOptions, Environment};
     use super::*;
     use crate::monitor::Recorder;
     use crate::storage::fault::{FailingStorage, Fault};
     use crate::storage::memory::MemoryStorage;
-
-    fn environment() -> Environment {
-        Environment {
-            host: "host".into(),
-            boot_id: "boot".into(),
-            process_id: 1,
-            program: "test".into(),
-            now_ms: || 1_000_000,
-            timing: Timing::default(),
-        }
-    }
 
     #[test]
     fn it_has_room_for_all_segments() {
@@ -95,8 +84,11 @@ mod tests {
     #[test]
     fn a_backup_leaves_it_to_a_prune_that_has_given_it_back() {
         let storage = MemoryStorage::new();
-        let created =
-            Repository::create(Box::new(storage.clone()), &CreateOptions::default(), &environment());
+        let created = Repository::create(
+            Box::new(storage.clone()),
+            &CreateOptions::default(),
+            &Environment::of_a_test(),
+        );
         let repository = created.unwrap();
         let segment = ObjectName::Segment(crate::id::SegmentId::from_bytes([1; 32]));
         storage.put_new(segment, &vec![0; 3 << 20]).unwrap();
@@ -120,14 +112,20 @@ mod tests {
     #[test]
     fn one_that_cannot_grow_stays() {
         let storage = MemoryStorage::new();
-        Repository::create(Box::new(storage.clone()), &CreateOptions::default(), &environment()).unwrap();
+        Repository::create(Box::new(storage.clone()), &CreateOptions::default(), &Environment::of_a_test())
+            .unwrap();
         // a segment as long as it takes, whatever is in it
         let segment = ObjectName::Segment(crate::id::SegmentId::from_bytes([1; 32]));
         storage.put_new(segment, &vec![0; 3 << 20]).unwrap();
         let grow = |fault: Option<u64>| {
             // opening, listing, length, delete, put
             let failing = FailingStorage::new(storage.clone(), fault.unwrap_or(u64::MAX - 1), Fault::NoSpace);
-            let opened = Repository::open(Box::new(failing.clone()), None, &environment(), &Recorder::new());
+            let opened = Repository::open(
+                Box::new(failing.clone()),
+                None,
+                &Environment::of_a_test(),
+                &Recorder::new(),
+            );
             let monitor = Recorder::new();
             if let Ok(repository) = opened {
                 repository.put_reserve(&monitor);

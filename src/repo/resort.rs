@@ -5,7 +5,9 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use tempfile::TempDir;
 
 use super::Repository;
 use crate::error::{Error, Result};
@@ -25,7 +27,7 @@ const PREFIX: &str = "last-resort-";
 pub(super) struct LastResort {
     index: Box<dyn Index>,
     /// Removed when the index is closed.
-    _folder: Option<OwnFolder>,
+    _folder: Option<TempDir>,
 }
 
 impl LastResort {
@@ -34,39 +36,25 @@ impl LastResort {
     }
 }
 
-/// A folder of this process, which is removed when dropped.
-#[derive(Debug)]
-struct OwnFolder(PathBuf);
-
-impl OwnFolder {
-    /// Makes the folder, and removes those of processes that were killed.
-    fn make(parent: &Path) -> std::io::Result<Self> {
-        fs::create_dir_all(parent)?;
-        for entry in fs::read_dir(parent)?.filter_map(std::result::Result::ok) {
-            let name = entry.file_name();
-            let process =
-                name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|id| id.split('.').next());
-            if process.is_some_and(|id| !Path::new("/proc").join(id).exists()) {
-                let _ = fs::remove_dir_all(entry.path());
-            }
+/// Makes a folder of this process, and removes those of processes that were killed.
+fn make_folder(parent: &Path) -> std::io::Result<TempDir> {
+    fs::create_dir_all(parent)?;
+    for entry in fs::read_dir(parent)?.filter_map(std::result::Result::ok) {
+        let name = entry.file_name();
+        let process =
+            name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|id| id.split('.').next());
+        if process.is_some_and(|id| !Path::new("/proc").join(id).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
         }
-        let prefix = format!("{PREFIX}{}.", std::process::id());
-        // several readers of one process have one each
-        let made = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent)?;
-        Ok(Self(made.keep()))
     }
-}
-
-impl Drop for OwnFolder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+    // several readers of one process have one each
+    tempfile::Builder::new().prefix(&format!("{PREFIX}{}.", std::process::id())).tempdir_in(parent)
 }
 
 /// Opens an empty index, on disk where there is a place for it.
 fn open(cache_dir: Option<&Path>, repository: RepositoryId) -> LastResort {
-    let folder = cache_dir.and_then(|dir| OwnFolder::make(&dir.join(repository.to_hex())).ok());
-    let index = open_index(folder.as_ref().map(|folder| folder.0.as_path()), repository).index;
+    let folder = cache_dir.and_then(|dir| make_folder(&dir.join(repository.to_hex())).ok());
+    let index = open_index(folder.as_ref().map(TempDir::path), repository).index;
     LastResort { index, _folder: folder }
 }
 
@@ -132,9 +120,9 @@ mod tests {
         for name in [dead, alive, other] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
-        let folder = OwnFolder::make(dir.path()).unwrap();
-        let second = OwnFolder::make(dir.path()).unwrap();
-        assert!(folder.0.exists() && second.0.exists() && folder.0 != second.0);
+        let folder = make_folder(dir.path()).unwrap();
+        let second = make_folder(dir.path()).unwrap();
+        assert!(folder.path().exists() && second.path().exists() && folder.path() != second.path());
         drop((folder, second));
         let mut left: Vec<_> =
             fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();

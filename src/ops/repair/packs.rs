@@ -204,10 +204,7 @@ impl Recovery<'_, '_> {
             };
             let mut salvage = Salvage::new(&bytes);
             for frame in &mut salvage {
-                for chunk in &frame.chunks {
-                    let start = chunk.offset as usize;
-                    let content = frame.plain.get(start..start.saturating_add(chunk.len as usize));
-                    let Some(content) = content else { continue };
+                for (chunk, content) in frame.contents() {
                     let id = self.repository.hasher().chunk_id(chunk.kind, content);
                     found += u64::from(self.take(chunk.kind, id, content)?);
                 }
