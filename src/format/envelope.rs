@@ -15,6 +15,10 @@
 //!   64+n  32  BLAKE3-256 of everything before
 //! ```
 
+use std::cell::RefCell;
+
+use zstd::bulk::Decompressor;
+
 use crate::error::FormatFault;
 use crate::format::limits::{FORMAT_VERSION, MAX_OUTCOME_LEN, MAX_SEGMENT_LEN, MAX_SMALL_OBJECT_LEN};
 use crate::id::RepositoryId;
@@ -31,6 +35,13 @@ pub const CODEC_ZSTD: u8 = 1;
 pub const SEAL_NONE: u8 = 0;
 /// zstd level for bodies of whole objects.
 const ZSTD_LEVEL: i32 = 3;
+/// That of segments, which are nearly all ids: a higher one takes twice as long and saves 2 %.
+const SEGMENT_ZSTD_LEVEL: i32 = 1;
+
+thread_local! {
+    /// Making one takes longer than most bodies do.
+    static DECOMPRESSOR: RefCell<Decompressor<'static>> = RefCell::new(Decompressor::default());
+}
 
 /// What kind of object an envelope holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +111,8 @@ pub(crate) fn decompress(codec: u8, stored: &[u8], raw_len: u32) -> Result<Vec<u
     let expected = u64::from(raw_len);
     let plain = match codec {
         CODEC_STORED => stored.to_vec(),
-        CODEC_ZSTD => zstd::bulk::decompress(stored, raw_len as usize)
+        CODEC_ZSTD => DECOMPRESSOR
+            .with_borrow_mut(|decompressor| decompressor.decompress(stored, raw_len as usize))
             .map_err(|_| FormatFault::Decompress { expected })?,
         other => return Err(FormatFault::Codec(other)),
     };
@@ -113,7 +125,8 @@ pub(crate) fn decompress(codec: u8, stored: &[u8], raw_len: u32) -> Result<Vec<u
 /// [`FormatFault::TooLarge`] if the body exceeds the bound of its kind.
 pub fn wrap(kind: ObjectKind, repository: RepositoryId, body: &[u8]) -> Result<Vec<u8>, FormatFault> {
     let raw_len = narrow("the body's length", body.len(), kind.max_body_len())?;
-    let (codec, stored) = compress(body, ZSTD_LEVEL);
+    let level = if kind == ObjectKind::Segment { SEGMENT_ZSTD_LEVEL } else { ZSTD_LEVEL };
+    let (codec, stored) = compress(body, level);
     let stored_len = narrow("the stored length", stored.len(), kind.max_body_len())?;
     let mut bytes = Vec::with_capacity(HEADER_LEN + stored.len() + CHECKSUM_LEN);
     bytes.extend_from_slice(&kind.magic());

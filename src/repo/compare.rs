@@ -66,9 +66,14 @@ struct OldChunk {
     range: Range<u64>,
     offset: u32,
     id: ChunkId,
-    /// Where it can be read.
-    places: Vec<Location>,
-    is_lost: bool,
+    /// Where it can be read; `None`: it is lost.
+    place: Option<Location>,
+}
+
+impl OldChunk {
+    fn is_lost(&self) -> bool {
+        self.place.is_none()
+    }
 }
 
 /// A part of a changed run.
@@ -160,7 +165,7 @@ impl Comparer<'_> {
                 LeafEntry::Unreadable { .. } => marks.mark(common),
                 LeafEntry::Chunk { .. } => {
                     while known.next_if(|chunk| chunk.range.start < range.start).is_some() {}
-                    match known.peek().filter(|chunk| chunk.range == range && !chunk.is_lost) {
+                    match known.peek().filter(|chunk| chunk.range == range && !chunk.is_lost()) {
                         Some(chunk) => self.mark_against_chunk(chunk, new, common, &mut marks),
                         None => marks.mark(common),
                     }
@@ -186,13 +191,12 @@ impl Comparer<'_> {
             while pieces.next_if(|(piece, _)| piece.end() <= start).is_some() {}
             let is_read = pieces.peek().is_some_and(|(piece, _)| piece.start() < end);
             if let (true, LeafEntry::Chunk { offset, id, .. }) = (is_read, entry) {
-                chunks.push(OldChunk { range, offset: *offset, id: *id, places: Vec::new(), is_lost: false });
+                chunks.push(OldChunk { range, offset: *offset, id: *id, place: None });
             }
         }
         let ids: Vec<ChunkId> = chunks.iter().map(|chunk| chunk.id).collect();
-        for (chunk, places) in chunks.iter_mut().zip(self.reader.locate(&ids)?) {
-            chunk.is_lost = !places.iter().any(|place| self.reader.view().is_good(&chunk.id, place));
-            chunk.places = places;
+        for (chunk, place) in chunks.iter_mut().zip(self.reader.good_places(&ids)?) {
+            chunk.place = place;
         }
         Ok(chunks)
     }
@@ -202,7 +206,7 @@ impl Comparer<'_> {
     fn split_at_lost(&self, run: Range<u64>, known: &[OldChunk], base: u64, bytes: &[u8]) -> Vec<Part> {
         let mut parts = Vec::new();
         let mut position = run.start;
-        for entry in known.iter().filter(|chunk| chunk.is_lost) {
+        for entry in known.iter().filter(|chunk| chunk.is_lost()) {
             let Range { start, end } = entry.range;
             if entry.offset != 0 || start < position || end > run.end {
                 continue;
@@ -234,7 +238,7 @@ impl Comparer<'_> {
         let mut last = self.last.borrow_mut();
         let behind =
             last.as_ref().and_then(|last| self.reader.read_behind(last, ChunkKind::Data, id, to_u32(len)));
-        let found = behind.or_else(|| self.reader.read_at(ChunkKind::Data, id, &chunk.places).ok());
+        let found = behind.or_else(|| self.reader.read_at(ChunkKind::Data, id, chunk.place.as_slice()).ok());
         match found.as_ref().and_then(|found| slice(found, skip, skip + new.len() as u64)) {
             Some(old) => marks.mark_differing(old, new, at.start),
             None => marks.mark(at),

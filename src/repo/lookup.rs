@@ -380,4 +380,62 @@ mod tests {
         assert_eq!(index.cleared.load(Ordering::SeqCst), 5);
         assert!(looked.load(Ordering::SeqCst) > 0);
     }
+
+    /// Has a session store `contents`, whatever is known of them.
+    fn store(repository: &Repository, contents: &[Vec<u8>]) {
+        let session = Session::begin(repository, SessionKind::Repair).unwrap();
+        let (_, view) = repository.refresh(&Recorder::new()).unwrap();
+        let reader = ChunkReader::new(repository, &view);
+        write_session(repository, &reader, session.id(), |writer| {
+            contents.iter().try_for_each(|content| {
+                let id = repository.hasher().chunk_id(ChunkKind::Data, content);
+                writer.copy(ChunkKind::Data, id, content)
+            })
+        })
+        .unwrap();
+        session.commit(&Outcome::Done).unwrap();
+    }
+
+    #[test]
+    fn what_stands_near_is_found_without_the_index_and_elsewhere_if_it_is_bad() {
+        let memory = MemoryStorage::new();
+        let environment = Environment::of_a_test();
+        let repository =
+            Repository::create(Box::new(memory.clone()), &CreateOptions::default(), &environment).unwrap();
+        // does not compress: what is changed in the pack below is content
+        let content = |number: u32| {
+            let mut bytes = vec![0; 8192];
+            blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
+            bytes
+        };
+        let contents: Vec<Vec<u8>> = (0..100).map(content).collect();
+        store(&repository, &contents);
+        store(&repository, &contents);
+        let silent = Recorder::new();
+        let (_, view) = repository.refresh(&silent).unwrap();
+        let reader = ChunkReader::new(&repository, &view);
+        let ids: Vec<ChunkId> =
+            contents.iter().map(|content| repository.hasher().chunk_id(ChunkKind::Data, content)).collect();
+        let asked = reader.good_places(&ids[..50]).unwrap();
+        let pack = asked[0].unwrap().pack;
+        assert!(asked.iter().all(|place| place.is_some_and(|place| place.pack == pack)));
+        let index = repository.current_index();
+        repository.replace_index(Arc::new(MemoryIndex::default()));
+        let near = reader.good_places(&ids).unwrap();
+        assert!(near.iter().all(|place| place.is_some_and(|place| place.pack == pack)), "{near:?}");
+        for (id, place) in ids.iter().zip(&near) {
+            let known = index.lookup(&[*id]).unwrap().pop().unwrap();
+            assert!(known.len() == 2 && known.contains(&place.unwrap()));
+        }
+        repository.replace_index(index);
+        memory.tamper(ObjectName::Pack(pack), |mut bytes| {
+            bytes[PACK_HEADER_LEN + 200..][..4096].fill(7);
+            Some(bytes)
+        });
+        let read = |at: usize| reader.read(ChunkKind::Data, ids[at]).unwrap().to_vec();
+        assert!(read(0) == contents[0] && read(99) == contents[99]);
+        let reuse = reader.known(ChunkKind::Data, &ids).unwrap();
+        assert!(reuse[0].is_some_and(|other| other != pack), "what was met as bad is not relied on");
+        assert!(reuse.iter().all(Option::is_some));
+    }
 }

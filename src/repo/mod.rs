@@ -20,6 +20,7 @@ pub mod heal;
 pub mod ingest;
 pub mod lock;
 mod lookup;
+mod near;
 pub mod pending;
 pub mod reader;
 mod reserve;

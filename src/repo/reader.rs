@@ -8,6 +8,7 @@ use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 
 use super::Repository;
+use super::near::Near;
 use super::resort::LastResort;
 use super::rules::Rule;
 use super::view::View;
@@ -207,6 +208,7 @@ pub struct ChunkReader<'a> {
     frames: Arc<FrameCache>,
     ahead: Mutex<HashMap<PackId, Ahead>>,
     nodes: Mutex<Recent<ChunkId, Arc<Node>>>,
+    near: Near,
     last_resort: OnceLock<LastResort>,
     making_last_resort: Mutex<()>,
     /// Chunks of a running session, whose packs are not in the view.
@@ -238,21 +240,23 @@ fn fault_of_place(error: Error) -> Option<Error> {
 impl<'a> ChunkReader<'a> {
     /// Begins reading what `view` saw.
     pub fn new(repository: &'a Repository, view: &'a View) -> Self {
-        Self::with_frames(repository, view, FrameCache::of(repository))
+        Self::with_frames(repository, view, FrameCache::of(repository), Near::new(false))
     }
 
     /// Begins reading for one who holds much in memory besides.
     pub fn sparing(repository: &'a Repository, view: &'a View) -> Self {
-        Self::with_frames(repository, view, Arc::new(FrameCache::new(SMALL_FRAME_CACHE_LEN)))
+        let frames = Arc::new(FrameCache::new(SMALL_FRAME_CACHE_LEN));
+        Self::with_frames(repository, view, frames, Near::new(true))
     }
 
-    fn with_frames(repository: &'a Repository, view: &'a View, frames: Arc<FrameCache>) -> Self {
+    fn with_frames(repository: &'a Repository, view: &'a View, frames: Arc<FrameCache>, near: Near) -> Self {
         Self {
             repository,
             view,
             frames,
             ahead: Mutex::default(),
             nodes: Mutex::new(Recent::new(NODE_CACHE_COUNT)),
+            near,
             last_resort: OnceLock::new(),
             making_last_resort: Mutex::default(),
             own: None,
@@ -277,6 +281,48 @@ impl<'a> ChunkReader<'a> {
         if let Some(own) = &self.own {
             for (places, more) in found.iter_mut().zip(own.lookup(ids)?) {
                 places.extend(more);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns a place of each chunk at which it is good as far as is known, in the order asked; none: it has none, but
+    /// perhaps among what the session of this reader has put. Cheaper than [`ChunkReader::locate`] where what stands together
+    /// is asked for together.
+    ///
+    /// # Errors
+    /// As [`ChunkReader::locate`].
+    pub fn good_places(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>> {
+        self.places(ids, |id, place| self.view.is_good(id, place))
+    }
+
+    /// Returns a place of each chunk that `accept` agrees to.
+    fn places(
+        &self,
+        ids: &[ChunkId],
+        accept: impl Fn(&ChunkId, &Location) -> bool,
+    ) -> Result<Vec<Option<Location>>> {
+        let mut found = self.near.find(ids, &accept);
+        let is_unknown = |(id, place): (&ChunkId, &Option<Location>)| place.is_none().then_some(*id);
+        let unknown: Vec<ChunkId> = ids.iter().zip(&found).filter_map(is_unknown).collect();
+        if unknown.is_empty() {
+            return Ok(found);
+        }
+        let looked_up = self.repository.lookup(&unknown)?;
+        let looked_up = unknown
+            .iter()
+            .zip(looked_up)
+            .map(|(id, places)| places.into_iter().find(|place| accept(id, place)));
+        let mut met = Vec::with_capacity(unknown.len());
+        for (slot, place) in found.iter_mut().filter(|slot| slot.is_none()).zip(looked_up) {
+            met.extend(place);
+            *slot = place;
+        }
+        for pack in self.near.meet(met.iter(), self.view) {
+            let len = self.view.packs().get(&pack).copied().unwrap_or(0);
+            // without it there is still the index
+            if let Ok((_, table)) = self.repository.read_pack_table(pack, len) {
+                self.near.keep(pack, table);
             }
         }
         Ok(found)
@@ -316,16 +362,11 @@ impl<'a> ChunkReader<'a> {
     /// # Errors
     /// As [`ChunkReader::locate`].
     pub fn known(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Option<PackId>>> {
-        let found = self.repository.lookup(ids)?;
-        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
-        let usable = |id: &ChunkId, places: Vec<Location>| {
-            places
-                .into_iter()
-                .filter(|place| !met.contains(&(place.pack, *id)))
-                .find(|place| place.kind == kind && self.may_rely_on(id, place))
-                .map(|place| place.pack)
+        let met = self.met.lock().map(|met| met.clone()).unwrap_or_default();
+        let usable = |id: &ChunkId, place: &Location| {
+            place.kind == kind && !met.contains(&(place.pack, *id)) && self.may_rely_on(id, place)
         };
-        Ok(ids.iter().zip(found).map(|(id, places)| usable(id, places)).collect())
+        Ok(self.places(ids, usable)?.into_iter().map(|place| place.map(|place| place.pack)).collect())
     }
 
     fn may_rely_on(&self, id: &ChunkId, place: &Location) -> bool {
@@ -341,10 +382,7 @@ impl<'a> ChunkReader<'a> {
     /// # Errors
     /// As [`ChunkReader::locate`].
     pub fn lost(&self, ids: &[ChunkId]) -> Result<Vec<bool>> {
-        let is_lost = |(id, places): (&ChunkId, Vec<Location>)| {
-            !places.iter().any(|place| self.view.is_good(id, place))
-        };
-        in_parts(ids, |part| Ok(part.iter().zip(self.locate(part)?).map(is_lost).collect()))
+        in_parts(ids, |part| Ok(self.good_places(part)?.iter().map(Option::is_none).collect()))
     }
 
     /// Returns for each chunk whether it has a place anywhere at all, in segments that do not count too. Whether it can be
@@ -364,8 +402,12 @@ impl<'a> ChunkReader<'a> {
     /// # Errors
     /// [`Error::MissingChunk`] if it is nowhere; the fault of its last place if it is nowhere whole.
     pub fn read(&self, kind: ChunkKind, id: ChunkId) -> Result<ChunkBytes> {
-        let places = self.locate(&[id])?.pop().unwrap_or_default();
-        self.read_at(kind, id, &places)
+        let place = match self.own {
+            None => self.good_places(&[id])?.pop().flatten(),
+            // what its session has put is not in the index
+            Some(_) => None,
+        };
+        self.read_at(kind, id, place.as_slice())
     }
 
     /// Returns the chunk that stands behind `before` in its frame if that is the wanted one. Content stands in frames as
@@ -392,30 +434,50 @@ impl<'a> ChunkReader<'a> {
     /// As [`ChunkReader::read`].
     pub fn read_at(&self, kind: ChunkKind, id: ChunkId, places: &[Location]) -> Result<ChunkBytes> {
         let mut first_fault = None;
-        for place in places {
-            match self.read_place(kind, id, place) {
-                Ok(bytes) => return Ok(bytes),
-                Err(error) => {
-                    if let Ok(mut met) = self.met.lock() {
-                        met.insert((place.pack, id));
-                    }
-                    first_fault = first_fault.or_else(|| fault_of_place(error));
-                }
-            }
+        let mut tried = Vec::new();
+        if let Some(bytes) = self.read_from(kind, id, places, &mut tried, &mut first_fault) {
+            return Ok(bytes);
         }
-        let index = self.last_resort()?;
-        let others = index.lookup(&[id])?.pop().unwrap_or_default();
-        for place in others.iter().filter(|place| !places.contains(place)) {
-            match self.read_place(kind, id, place) {
-                Ok(bytes) => return Ok(bytes),
-                Err(error) => first_fault = first_fault.or_else(|| fault_of_place(error)),
-            }
+        let known = self.locate(&[id])?.pop().unwrap_or_default();
+        if let Some(bytes) = self.read_from(kind, id, &known, &mut tried, &mut first_fault) {
+            return Ok(bytes);
+        }
+        let others = self.last_resort()?.lookup(&[id])?.pop().unwrap_or_default();
+        if let Some(bytes) = self.read_from(kind, id, &others, &mut tried, &mut first_fault) {
+            return Ok(bytes);
         }
         let missing = || Error::MissingChunk { id, wanted_by: format!("{kind:?}").to_lowercase() };
         let fault = first_fault.unwrap_or_else(missing);
         // where the disk below cannot be read, the content is lost as if it were changed
         let is_unreadable = fault.is_io() && self.repository.is_of_object(&fault);
         Err(if is_unreadable { Error::Damaged(fault.cause()) } else { fault })
+    }
+
+    /// Returns a chunk from the first of `places` that has it whole; those in `tried` are left out.
+    fn read_from(
+        &self,
+        kind: ChunkKind,
+        id: ChunkId,
+        places: &[Location],
+        tried: &mut Vec<Location>,
+        first_fault: &mut Option<Error>,
+    ) -> Option<ChunkBytes> {
+        for place in places {
+            if tried.contains(place) {
+                continue;
+            }
+            match self.read_place(kind, id, place) {
+                Ok(bytes) => return Some(bytes),
+                Err(error) => {
+                    if let Ok(mut met) = self.met.lock() {
+                        met.insert((place.pack, id));
+                    }
+                    *first_fault = first_fault.take().or_else(|| fault_of_place(error));
+                }
+            }
+            tried.push(*place);
+        }
+        None
     }
 
     fn last_resort(&self) -> Result<&LastResort> {

@@ -178,10 +178,10 @@ impl Repack<'_, '_, '_> {
 
     fn flush(&mut self) -> Result<()> {
         let ids = std::mem::take(&mut self.pending);
-        for (id, places) in ids.iter().zip(self.reader.locate(&ids)?) {
+        for (id, place) in ids.iter().zip(self.reader.good_places(&ids)?) {
             // the same chunk may be pending twice
             if self.live.lacks(id) {
-                self.copy(ChunkKind::Data, *id, &places)?;
+                self.copy(ChunkKind::Data, *id, place.as_slice())?;
             }
         }
         Ok(())
@@ -200,8 +200,8 @@ impl Visitor for RepackVisitor<'_, '_, '_, '_> {
             return Ok(false);
         }
         if self.repack.live.lacks(&node.id) {
-            let places = self.repack.reader.locate(&[node.id])?.pop().unwrap_or_default();
-            self.repack.copy(ChunkKind::Node, node.id, &places)?;
+            let place = self.repack.reader.good_places(&[node.id])?.pop().flatten();
+            self.repack.copy(ChunkKind::Node, node.id, place.as_slice())?;
         }
         Ok(true)
     }
