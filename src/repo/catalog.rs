@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::is_of_object;
+use super::reader::in_parts;
 use crate::error::{Error, Result};
 use crate::format::envelope::ObjectKind;
 use crate::format::name::{Folder, ObjectName};
@@ -77,9 +78,9 @@ impl KnownOutcomes {
         &self,
         storage: &dyn Storage,
         repository: RepositoryId,
-        name: ObjectName,
         session: SessionId,
-    ) -> Result<Option<std::result::Result<Outcome, String>>> {
+    ) -> Result<Option<Readable>> {
+        let name = ObjectName::Outcome(session);
         let known = self.lock().outcomes.as_ref().and_then(|outcomes| outcomes.get(&session).cloned());
         if let Some(known) = known {
             return Ok(Some(Ok(known)));
@@ -99,6 +100,29 @@ impl KnownOutcomes {
         }
         Ok(Some(outcome))
     }
+}
+
+/// An outcome, or why it cannot be read.
+type Readable = std::result::Result<Outcome, String>;
+
+/// Reads every outcome, on all cores; `None` of one that went away meanwhile. In the order of the sessions' ids.
+fn read_all(
+    storage: &dyn Storage,
+    repository: RepositoryId,
+    known: &KnownOutcomes,
+    monitor: &dyn Monitor,
+) -> Result<Vec<(SessionId, Option<Readable>)>> {
+    let names = storage.names(Folder::Outcomes)?;
+    in_parts(&names, |part| {
+        let mut read = Vec::with_capacity(part.len());
+        for name in part {
+            monitor.check()?;
+            if let ObjectName::Outcome(session) = name {
+                read.push((*session, known.read(storage, repository, *session)?));
+            }
+        }
+        Ok(read)
+    })
 }
 
 /// Has a point share the definitions of its domain with the points that have the same ones, as nearly all of a domain do:
@@ -161,11 +185,11 @@ impl Catalog {
     ) -> Result<Self> {
         let mut catalog = Self::default();
         let mut points = Vec::new();
-        for listed in storage.list(Folder::Outcomes)? {
-            monitor.check()?;
-            let ObjectName::Outcome(session) = listed.name else { continue };
+        let outcomes = read_all(storage, repository, known, monitor)?;
+        for (session, outcome) in outcomes {
+            let name = ObjectName::Outcome(session);
             // a sweep deletes outcomes of points that were dropped
-            let Some(outcome) = known.read(storage, repository, listed.name, session)? else { continue };
+            let Some(outcome) = outcome else { continue };
             let ended = match outcome {
                 Ok(Outcome::Point { record, stats }) if SessionId::from(record.id) == session => {
                     points.push(PointEntry { record: *record, stats });
@@ -173,7 +197,7 @@ impl Catalog {
                 }
                 Ok(Outcome::Point { record, .. }) => {
                     let problem = format!("it holds the record of another point, {}", record.id);
-                    catalog.problem(listed.name, problem, monitor);
+                    catalog.problem(name, problem, monitor);
                     Ended::Unreadable
                 }
                 Ok(Outcome::Sweep { points, .. }) => {
@@ -195,7 +219,7 @@ impl Catalog {
                 }
                 Ok(Outcome::Abort { .. }) => Ended::Aborted,
                 Err(problem) => {
-                    catalog.problem(listed.name, problem, monitor);
+                    catalog.problem(name, problem, monitor);
                     Ended::Unreadable
                 }
             };
@@ -228,23 +252,23 @@ impl Catalog {
         repository: RepositoryId,
         monitor: &dyn Monitor,
     ) -> Result<()> {
-        for listed in storage.list(Folder::Tombstones)? {
-            let ObjectName::Tombstone(session) = listed.name else { continue };
+        for name in storage.names(Folder::Tombstones)? {
+            let ObjectName::Tombstone(session) = name else { continue };
             if self.ended(session) != Some(Ended::Committed) {
                 continue;
             }
-            let bytes = match storage.get(listed.name, ObjectKind::Tombstone.max_object_len()) {
+            let bytes = match storage.get(name, ObjectKind::Tombstone.max_object_len()) {
                 Err(Error::NotFound { .. }) => continue,
                 // shown again rather than lost
                 Err(error) if is_of_object(storage, &error) => {
-                    self.problem(listed.name, error.cause(), monitor);
+                    self.problem(name, error.cause(), monitor);
                     continue;
                 }
                 other => other?,
             };
             match Tombstone::from_object(&bytes, repository) {
                 Ok(tombstone) => drop(self.tombstones.insert(session, tombstone)),
-                Err(fault) => self.problem(listed.name, fault.to_string(), monitor),
+                Err(fault) => self.problem(name, fault.to_string(), monitor),
             }
         }
         Ok(())

@@ -152,10 +152,10 @@ impl Repository {
     /// # Errors
     /// A failed listing.
     pub fn segments(&self) -> Result<Vec<SegmentId>> {
-        let listed = self.storage().list(Folder::Segments)?;
+        let listed = self.storage().names(Folder::Segments)?;
         Ok(listed
             .into_iter()
-            .filter_map(|object| match object.name {
+            .filter_map(|name| match name {
                 ObjectName::Segment(id) => Some(id),
                 _ => None,
             })

@@ -35,11 +35,11 @@ const AHEAD_LEN: u64 = 4 << 20;
 /// Packs of which it is known how far they were read; 48 bytes each.
 const MAX_AHEAD_PACKS: usize = 4096;
 
-/// Chunks that one core looks up at a time: enough of them for the index to find neighbours together.
+/// Chunks or objects that one core takes at a time: enough of them for the index to find neighbours together.
 const PART_CHUNKS: usize = 256;
 
-/// Looks up many chunks on all cores, and returns what `work` gave for the parts in the order of `items`. For one part, no
-/// other thread is woken.
+/// Looks many chunks up, or reads many small objects, on all cores, and returns what `work` gave for the parts in the order
+/// of `items`. For one part, no other thread is woken.
 ///
 /// # Errors
 /// One of those of `work`.

@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -212,22 +213,50 @@ impl LocalStorage {
         Ok((file, found.len()))
     }
 
-    fn list_directory(&self, path: &Path, listed: &mut Vec<Listed>) -> Result<()> {
+    /// Returns the objects of a folder's directory. Their lengths are found out only if `with_len`: looking at each takes
+    /// longer than listing them all.
+    fn list_directory(&self, path: &Path, with_len: bool) -> Result<Vec<Listed>> {
+        let mut listed = Vec::new();
         let failed = |error| Error::io("list", path.display(), error);
+        let Some(folder) = path.strip_prefix(&self.root).ok().and_then(Path::to_str) else {
+            return Ok(listed);
+        };
         for entry in std::fs::read_dir(path).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let path = entry.path();
-            let relative = path.strip_prefix(&self.root).ok().and_then(Path::to_str);
-            let Some(name) = relative.and_then(ObjectName::parse) else { continue };
-            match std::fs::metadata(&path) {
+            let file_name = entry.file_name();
+            let name = file_name.to_str().and_then(|name| ObjectName::parse(&format!("{folder}/{name}")));
+            let Some(name) = name else { continue };
+            let found = match entry.file_type() {
+                Ok(kind) if kind.is_file() && !with_len => {
+                    listed.push(Listed { name, len: 0 });
+                    continue;
+                }
+                Ok(kind) if kind.is_file() => entry.metadata(),
+                _ => std::fs::metadata(entry.path()),
+            };
+            match found {
                 Ok(found) if found.is_file() => listed.push(Listed { name, len: found.len() }),
                 Ok(_) => {}
                 // deleted since the directory was read
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::io("look at", path.display(), error)),
+                Err(error) => return Err(Error::io("look at", entry.path().display(), error)),
             }
         }
-        Ok(())
+        Ok(listed)
+    }
+
+    fn list_folder(&self, folder: Folder, with_len: bool) -> Result<Vec<Listed>> {
+        let mut listed = match folder {
+            Folder::Packs => {
+                let list = |directory: &PathBuf| self.list_directory(directory, with_len);
+                let lists: Vec<Vec<Listed>> =
+                    self.pack_directories()?.par_iter().map(list).collect::<Result<_>>()?;
+                lists.concat()
+            }
+            _ => self.list_directory(&self.root.join(folder.as_str()), with_len)?,
+        };
+        listed.sort_unstable();
+        Ok(listed)
     }
 
     /// Returns the directories below `packs/` that hold packs.
@@ -409,16 +438,11 @@ impl Storage for LocalStorage {
     }
 
     fn list(&self, folder: Folder) -> Result<Vec<Listed>> {
-        let mut listed = Vec::new();
-        if folder == Folder::Packs {
-            for directory in self.pack_directories()? {
-                self.list_directory(&directory, &mut listed)?;
-            }
-        } else {
-            self.list_directory(&self.root.join(folder.as_str()), &mut listed)?;
-        }
-        listed.sort_unstable();
-        Ok(listed)
+        self.list_folder(folder, true)
+    }
+
+    fn names(&self, folder: Folder) -> Result<Vec<ObjectName>> {
+        Ok(self.list_folder(folder, false)?.into_iter().map(|listed| listed.name).collect())
     }
 
     fn leftovers(&self) -> Result<Vec<Leftover>> {

@@ -123,6 +123,14 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// [`Error::Io`]: a failed or truncated listing is never a short one.
     fn list(&self, folder: Folder) -> Result<Vec<Listed>>;
 
+    /// As [`Storage::list`], without the lengths, which may take most of the time.
+    ///
+    /// # Errors
+    /// Those of [`Storage::list`].
+    fn names(&self, folder: Folder) -> Result<Vec<ObjectName>> {
+        Ok(self.list(folder)?.into_iter().map(|listed| listed.name).collect())
+    }
+
     /// Deletes an object; one that is not there is no error. Durable after [`Storage::sync_deletes`].
     ///
     /// # Errors

@@ -49,6 +49,7 @@ fn objects_of_every_kind_come_back_and_are_listed() {
             assert_eq!(storage.len(name).unwrap(), 7);
             let Some(folder) = folder else { continue };
             assert_eq!(storage.list(folder).unwrap(), [Listed { name, len: 7 }]);
+            assert_eq!(storage.names(folder).unwrap(), [name]);
         }
     });
 }
@@ -178,4 +179,23 @@ fn a_filler_is_not_written_through_a_link() {
     std::os::unix::fs::symlink(&other, dir.path().join("new/reserve")).unwrap();
     assert!(storage.put_filler(ObjectName::Reserve, 2 << 20, [9; 32]).is_err());
     assert_eq!(std::fs::read(&other).unwrap(), b"mine");
+}
+
+#[test]
+fn what_is_no_file_is_not_listed_and_a_link_to_one_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = LocalStorage::create(&dir.path().join("new")).unwrap();
+    storage.put_new(pack(5), b"content").unwrap();
+    let folder = dir.path().join("new/packs/05");
+    let hex = |number: u8| PackId::from_bytes([number; 32]).to_string();
+    let as_pack = |number: u8| dir.path().join(format!("new/packs/05/05{}", hex(number).split_at(2).1));
+    assert!(folder.is_dir());
+    std::fs::write(dir.path().join("moved"), b"elsewhere").unwrap();
+    std::os::unix::fs::symlink(dir.path().join("moved"), as_pack(6)).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("nowhere"), as_pack(7)).unwrap();
+    std::fs::create_dir(as_pack(8)).unwrap();
+    let listed = storage.list(Folder::Packs).unwrap();
+    assert_eq!(listed.iter().map(|listed| listed.len).collect::<Vec<_>>(), [7, 9]);
+    let names: Vec<ObjectName> = listed.iter().map(|listed| listed.name).collect();
+    assert_eq!(storage.names(Folder::Packs).unwrap(), names);
 }
