@@ -273,6 +273,13 @@ impl Storage for Hollow {
         Ok(listed)
     }
 
+    fn names(&self, folder: Folder) -> Result<Vec<ObjectName>> {
+        match folder {
+            Folder::Packs => Ok(self.list(folder)?.into_iter().map(|listed| listed.name).collect()),
+            _ => self.inner.names(folder),
+        }
+    }
+
     fn delete(&self, name: ObjectName) -> Result<()> {
         if let ObjectName::Pack(id) = name
             && let Some((_, path)) = self.packs.lock().unwrap().remove(&id)
