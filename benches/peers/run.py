@@ -78,9 +78,9 @@ def aged(options, results, lab, folder):
 
 
 def profile(options, results, lab, folder):
-    image = works.History(options.data, results).image("db.T0")
-    if os.path.exists(image):
-        stages.profile(options.vmkeep, folder, results, image)
+    work = works.History(options.data, results)
+    if work.steps >= 2:
+        stages.profile(options.vmkeep, folder, results, work, lab)
 
 
 def note_version(results, tool):

@@ -3,9 +3,11 @@
 import os
 import re
 import shutil
+import subprocess
 
-from meter import Failed, output, say
-from tools import VmkeepFile
+from lab import HistoryDomain
+from meter import Failed, cold, output, say, warm
+from tools import Vmkeep
 
 #: what the functions of a stage are called, in order: the first that fits counts
 STAGES = [
@@ -24,44 +26,77 @@ STAGES = [
 ]
 
 
-def shares(folder, argv, env):
-    """Runs a command below perf; returns the share of its samples that each stage has, in percent."""
+def record(folder, name, argv, env):
+    """Runs a command below perf; returns the share of its samples that each stage has, in percent.
+
+    Where inferno is there, `folder`/flame has a flame graph of it too.
+    """
     data = os.path.join(folder, "perf.data")
-    output(["perf", "record", "-q", "-F", "997", "-o", data, *argv], env)
-    report = output(["perf", "report", "-i", data, "--stdio", "--no-children", "--sort", "symbol", "-q"])
+    draws = shutil.which("inferno-flamegraph") is not None
+    stacks = ["--call-graph", "dwarf,4096"] if draws else []
+    output(["perf", "record", "-q", "-F", "997", *stacks, "-o", data, *argv], env)
+    if draws:
+        draw(folder, name, data)
+    report = output(["perf", "report", "-i", data, "--stdio", "--no-children", "-g", "none", "--sort", "symbol", "-q"])
     os.unlink(data)
-    found = dict.fromkeys((name for name, _ in STAGES), 0.0)
+    found = dict.fromkeys((stage for stage, _ in STAGES), 0.0)
     for line in report.splitlines():
         match = re.match(r"\s*([\d.]+)%\s+(\[.\])\s+(.*)", line)
         if match:
             text = match[3].strip() + (" [k]" if match[2] == "[k]" else "")
-            stage = next(name for name, pattern in STAGES if re.search(pattern, text))
+            stage = next(stage for stage, pattern in STAGES if re.search(pattern, text))
             found[stage] += float(match[1])
     return found
 
 
-def profile(program, folder, results, image):
-    """A first backup of an image, a verify of all data, a restore."""
+def draw(folder, name, data):
+    """Draws a flame graph of what perf has recorded."""
+    graphs = os.path.join(folder, "flame")
+    os.makedirs(graphs, exist_ok=True)
+    graph = os.path.join(graphs, re.sub(r"[^a-z]+", "-", name.lower()).strip("-") + ".svg")
+    with open(graph, "w") as out:
+        script = subprocess.Popen(["perf", "script", "-i", data, "--no-inline"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        folded = subprocess.Popen(["inferno-collapse-perf"], stdin=script.stdout, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        subprocess.run(["inferno-flamegraph", "--title", f"vmkeep: {name}"], stdin=folded.stdout, stdout=out, check=True)
+        for process in (script, folded):
+            process.stdout.close()
+            if process.wait() != 0:
+                raise Failed(f"no flame graph of {name}: perf script or inferno-collapse-perf ended with {process.returncode}")
+    say(f"drawn: {graph}")
+
+
+def profile(program, folder, results, history, lab):
+    """What vmkeep does with a database server in a few days, work by work."""
     if shutil.which("perf") is None:
         say("no perf here: nothing is said about where the time goes")
         return
-    tool = VmkeepFile(folder, program)
+    domain = HistoryDomain(lab, history.data)
+    tool = Vmkeep(folder, program, domain)
     tool.reset()
+    first, later = history.image("db.T0"), history.image("db.T2")
     out = os.path.join(folder, "profile.raw")
-    works = {
-        "first backup": ["backup", "-q", "--file", image, "--name", "profile"],
-        "verify --data": ["verify", "-q", "--data"],
-        "restore": ["restore", "-q", "profile", "--to", f"vda={out}"],
-    }
+    shares = {}
     try:
-        results.facts["profile"] = {
-            name: shares(folder, [program, *argv], tool.env) for name, argv in works.items()
-        }
+        note = lambda name, *argv: shares.update({name: record(folder, name, [program, *argv], tool.env)})
+        note("first backup", "backup", "-q", "--file", first, "--name", "db")
+        tool.remember("db.T0")
+        tool.next("db.T1", history.image("db.T1"), 1)
+        domain.become(2)
+        cold()
+        note("incremental by dirty bitmap", "-c", domain.uri(), "backup", "-q", domain.name, "-l", "inc")
+        warm(later)
+        note("full, nothing changed", "backup", "-q", "--file", later, "--name", "db")
+        note("restore", "restore", "-q", "db", "--to", f"vda={out}")
+        note("verify --data", "verify", "-q", "--data")
+        tool.vmkeep("forget", "-q", "-y", "--force", *tool.points["db.T0"])
+        note("prune to the last byte", "prune", "-q", "--max-unused", "0%")
     except Failed as error:
         say(f"perf: {error}")
+    domain.remove()
     if os.path.exists(out):
         os.unlink(out)
     shutil.rmtree(tool.root)
+    results.facts["profile"] = shares
     results.save()
 
 
@@ -70,8 +105,8 @@ def rows(facts):
     found = facts.get("profile")
     if not found:
         return []
-    lines = ["### Where the time goes", "", "Shares of the CPU time of all cores, in percent, of the database server's first",
-             "state; sampled by perf.", "", "| | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
+    lines = ["### Where the time goes", "", "Shares of vmkeep's CPU time on all cores, in percent, with the database server; sampled by perf. `scripts/bench",
+             "profile` leaves a flame graph of each in `BENCH_DIR`.", "", "| | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
     for name, _ in STAGES:
         values = [work.get(name, 0.0) for work in found.values()]
         if max(values) >= 0.5:
