@@ -18,9 +18,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use vmkeep::buffer::Payload;
 use vmkeep::chunk::IdHasher;
 use vmkeep::error::{Error, Result};
-use vmkeep::extent::{ByteRange, Payload, RangeSet};
+use vmkeep::extent::{ByteRange, RangeSet};
 use vmkeep::format::name::{Folder, ObjectName};
 use vmkeep::format::node::ChunkKind;
 use vmkeep::format::pack::{FrameEntry, PACK_FOOTER_LEN, PACK_HEADER_LEN, PackFooter, PackHeader, PackKind};
@@ -405,7 +406,7 @@ impl DiskSource for Sparse {
                 if self.dirty.is_none() {
                     self.choose_what_is_kept(start);
                 }
-                sink(part, Payload::Data(self.fill(part)))?;
+                sink(part, Payload::Data(self.fill(part).into()))?;
                 start = end;
             }
         }

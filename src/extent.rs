@@ -72,24 +72,6 @@ pub struct Extent {
     pub state: ExtentState,
 }
 
-/// What reading a range gave.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Payload {
-    /// Its bytes, as many as the range is long.
-    Data(Vec<u8>),
-    /// Nothing but zeroes, known without having been transferred.
-    Zero,
-}
-
-impl fmt::Debug for Payload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Data(bytes) => write!(f, "Data({} bytes)", bytes.len()),
-            Self::Zero => f.write_str("Zero"),
-        }
-    }
-}
-
 /// A set of bytes, kept as sorted ranges that neither overlap nor touch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RangeSet {

@@ -29,7 +29,7 @@
 //!
 //! | layer | modules | what they do |
 //! |---|---|---|
-//! | L0 | [`id`] [`extent`] | newtypes; sets of ranges |
+//! | L0 | [`id`] [`buffer`] [`extent`] | newtypes; memory for content; sets of ranges |
 //! | L1 | [`error`] | errors by object, not by library |
 //! | L2 | [`format`](mod@format) [`monitor`] | bytes to structs and back, pure; progress, warnings, cancelling |
 //! | L3 | [`storage`] [`chunk`] [`nbd`] | named objects; cut, name, frame and pack; the NBD protocol |
@@ -60,6 +60,7 @@
 // unit tests may panic, that is how they fail; the library may not
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
+pub mod buffer;
 pub mod chunk;
 pub mod error;
 pub mod extent;

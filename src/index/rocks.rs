@@ -37,6 +37,8 @@ const CACHE_LEN: usize = 40 << 20;
 const BUFFER_LEN: usize = 8 << 20;
 /// From so many chunks on, a sorted file is written instead of going through log and buffers.
 const BULK_CHUNKS: usize = 16 * 1024;
+/// An index of so many bytes is read ahead when it is opened: that of a million chunks.
+const WARM_LEN: u64 = 96 << 20;
 
 type Key = [u8; KEY_LEN];
 type Value = [u8; VALUE_LEN];
@@ -69,6 +71,7 @@ impl RocksIndex {
             notes.push(format!("the index {} was broken and is rebuilt", dir.display()));
             remove(dir)?;
         }
+        warm(dir);
         let db = match open_checked(dir, &state) {
             Ok(db) => db,
             Err(Refusal::Locked(error)) => return Err(failed(dir, "open", error)),
@@ -207,6 +210,24 @@ impl Index for RocksIndex {
             Ok(())
         })?;
         Ok(found)
+    }
+}
+
+/// Has the system read an index of at most [`WARM_LEN`] bytes as a whole, in the background: what is asked of it stands all
+/// over it, and each block for itself would be waited for.
+fn warm(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    let is_sorted_file = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "sst");
+    let files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_sorted_file).collect();
+    let len: u64 = files.iter().filter_map(|path| fs::metadata(path).ok()).map(|found| found.len()).sum();
+    if len > WARM_LEN {
+        return;
+    }
+    for path in files {
+        if let Ok(file) = fs::File::open(path) {
+            // a hint: what cannot be read is noticed when it is asked for
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::WillNeed);
+        }
     }
 }
 

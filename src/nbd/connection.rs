@@ -448,7 +448,7 @@ fn trimmed(payload: Payload, requested: ByteRange, wanted: ByteRange) -> Payload
     let Payload::Data(mut bytes) = payload else { return Payload::Zero };
     if requested != wanted {
         let skip = usize::try_from(wanted.start() - requested.start()).unwrap_or(usize::MAX);
-        bytes.drain(..skip.min(bytes.len()));
+        bytes = bytes.split_off(skip);
         bytes.truncate(usize::try_from(wanted.len()).unwrap_or(0));
     }
     Payload::Data(bytes)

@@ -22,7 +22,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use crate::extent::Payload;
+pub use crate::buffer::Payload;
 pub use connection::Connection;
 pub use uri::NbdUri;
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::handshake::{HeaderStyle, clean};
 use super::wire::Wire;
 use super::{MAX_ERROR_PAYLOAD_BYTES, MAX_REPLY_CHUNKS, MAX_STATUS_EXTENTS, Payload};
+use crate::buffer::Buffer;
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::monitor::Monitor;
@@ -100,7 +101,7 @@ pub(super) enum Body {
     /// Nothing but success.
     Ack,
     Read {
-        data: Option<Vec<u8>>,
+        data: Option<Buffer>,
         covered: Coverage,
     },
     /// The ids of the contexts and, once they came, their extents.
@@ -172,7 +173,7 @@ impl Pending {
         let Some(range) = self.range else { return Ok(()) };
         covered.add(range);
         let len = usize::try_from(range.len()).unwrap_or(0);
-        *data = Some(wire.read_vec(len, WHAT, monitor)?);
+        *data = Some(wire.read_buffer(len, WHAT, monitor)?);
         Ok(())
     }
 
@@ -222,10 +223,10 @@ impl Pending {
         let from = usize::try_from(chunk.start() - whole.start()).unwrap_or(0);
         let len = usize::try_from(len).unwrap_or(0);
         if chunk == whole {
-            *data = Some(wire.read_vec(len, WHAT, monitor)?);
+            *data = Some(wire.read_buffer(len, WHAT, monitor)?);
             return Ok(());
         }
-        let buffer = data.get_or_insert_with(|| vec![0; whole_len]);
+        let buffer = data.get_or_insert_with(|| vec![0; whole_len].into());
         let Some(part) = buffer.get_mut(from..from + len) else {
             return Err(wire.error("its chunk does not fit its request"));
         };

@@ -4,12 +4,14 @@ use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-use super::{Address, Options};
+use super::{Address, Options, WINDOW_BYTES};
+use crate::buffer::{Buffer, BufferPool};
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
 
@@ -28,6 +30,7 @@ pub(super) struct Wire {
     stream: Stream,
     peer: String,
     timeout: Duration,
+    pool: Arc<BufferPool>,
     /// The instant at which the handshake has to be over.
     deadline: Option<Instant>,
 }
@@ -45,7 +48,8 @@ impl Wire {
                 Stream::Tcp(stream)
             }
         };
-        let wire = Self { stream, peer: address.to_string(), timeout: options.timeout, deadline };
+        let pool = BufferPool::new(usize::try_from(WINDOW_BYTES).unwrap_or(0));
+        let wire = Self { stream, peer: address.to_string(), timeout: options.timeout, pool, deadline };
         wire.set_tick(TICK).map_err(fail)?;
         Ok(wire)
     }
@@ -97,6 +101,20 @@ impl Wire {
             }
         }
         Ok(())
+    }
+
+    /// Reads `len` bytes of a disk. Long buffers are used again once they are dropped.
+    pub(super) fn read_buffer(
+        &mut self,
+        len: usize,
+        what: &'static str,
+        monitor: &dyn Monitor,
+    ) -> Result<Buffer> {
+        if !self.pool.keeps(len) {
+            return self.read_vec(len, what, monitor).map(Buffer::from);
+        }
+        let mut buffer = self.pool.take(len);
+        self.read_exact(&mut buffer, what, monitor).map(|()| buffer)
     }
 
     /// Reads `len` bytes into a new buffer, without having to fill it with zeroes before.

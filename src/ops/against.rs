@@ -5,8 +5,9 @@
 
 use serde::Serialize;
 
+use crate::buffer::Payload;
 use crate::error::{Context, Error, Result};
-use crate::extent::{ByteRange, Payload, RangeSet};
+use crate::extent::{ByteRange, RangeSet};
 use crate::format::limits::BLOCK_LEN;
 use crate::format::node::ChunkKind;
 use crate::format::point::{DiskRecord, PointRecord};

@@ -8,9 +8,10 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::reader::{ChunkBytes, ChunkReader};
+use crate::buffer::Payload;
 use crate::chunk::{Cutter, IdHasher};
 use crate::error::{Error, Result};
-use crate::extent::{ByteRange, Payload};
+use crate::extent::ByteRange;
 use crate::format::limits::BLOCK_LEN;
 use crate::format::node::{ChunkKind, LeafEntry};
 use crate::id::{ChunkId, PackId};

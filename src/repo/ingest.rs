@@ -19,8 +19,9 @@ use super::compare::{Comparer, LeafResult, LeafWork, neighbour_gone};
 use super::reader::ChunkReader;
 use super::share::{Permits, Portion};
 use super::writer::{SessionWriter, worker_count};
+use crate::buffer::Payload;
 use crate::error::{Error, Result};
-use crate::extent::{ByteRange, Payload, RangeSet};
+use crate::extent::{ByteRange, RangeSet};
 use crate::format::limits::{BLOCK_LEN, MAX_DISK_LEN};
 use crate::format::point::Manifest;
 use crate::id::ChunkId;
@@ -487,7 +488,7 @@ impl DiskSource for BytesSource<'_> {
                     range.end().min((start / crate::source::READ_WINDOW + 1) * crate::source::READ_WINDOW);
                 let (from, to) = (usize::try_from(start), usize::try_from(end));
                 if let (Ok(from), Ok(to), Some(part)) = (from, to, ByteRange::between(start, end)) {
-                    sink(part, Payload::Data(self.bytes.get(from..to).unwrap_or_default().to_vec()))?;
+                    sink(part, Payload::Data(self.bytes.get(from..to).unwrap_or_default().to_vec().into()))?;
                 }
                 start = end;
             }

@@ -2,17 +2,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
-use std::num::NonZeroU64;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crossbeam_channel::{Sender, bounded};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::ahead::read_in_order;
 use super::nbd::NbdDisk;
 use super::qemu_nbd::QemuNbd;
-use super::{DiskSource, Payload, READ_WINDOW};
+use super::{DiskSource, Payload};
 use crate::error::{Error, Result};
 use crate::extent::{ByteRange, RangeSet};
 use crate::monitor::Monitor;
@@ -41,10 +40,6 @@ impl ImageFileFormat {
         }
     }
 }
-
-/// What is fetched ahead, at most: so many groups of ranges, each of at least a read's length. The system's own reading
-/// ahead leaves a fast disk idle, and stops at every hole.
-const AHEAD_GROUPS: usize = 8;
 
 fn refused(path: &Path, reason: &str) -> Error {
     Error::Refused { object: path.display().to_string(), reason: reason.into(), hint: None }
@@ -184,60 +179,8 @@ impl DiskSource for ImageFile {
         monitor: &dyn Monitor,
         sink: &mut dyn FnMut(ByteRange, Payload) -> Result<()>,
     ) -> Result<()> {
-        let file = &self.file;
-        std::thread::scope(|scope| {
-            let (sender, receiver) = bounded(AHEAD_GROUPS);
-            scope.spawn(move || fetch_ahead(file, ranges, &sender));
-            for part in receiver.into_iter().flatten() {
-                monitor.check()?;
-                let bytes =
-                    read_new(file, part).map_err(|error| Error::io("read", self.path.display(), error))?;
-                sink(part, Payload::Data(bytes))?;
-            }
-            Ok(())
-        })
+        read_in_order(&self.file, &self.path, ranges, monitor, sink)
     }
-}
-
-/// Has the system fetch what will be read, and hands it on in groups of parts that are read at once each. Ends early when
-/// nobody takes them any more.
-fn fetch_ahead(file: &File, ranges: &RangeSet, groups: &Sender<Vec<ByteRange>>) {
-    let (mut group, mut group_len) = (Vec::new(), 0);
-    for range in ranges.iter() {
-        let mut start = range.start();
-        while let Some(rest) = ByteRange::between(start, range.end()) {
-            let len = rest.len().min(READ_WINDOW - start % READ_WINDOW);
-            let Some(part) = ByteRange::new(start, len) else { break };
-            // a hint: what cannot be fetched cannot be read either, and that is noticed then
-            let _ = rustix::fs::fadvise(file, start, NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
-            group.push(part);
-            (group_len, start) = (group_len + len, part.end());
-            if group_len >= READ_WINDOW {
-                group_len = 0;
-                if groups.send(std::mem::take(&mut group)).is_err() {
-                    return;
-                }
-            }
-        }
-    }
-    let _ = groups.send(group);
-}
-
-/// Reads a range into new memory, which need not be filled with zeroes before.
-fn read_new(file: &File, range: ByteRange) -> std::io::Result<Vec<u8>> {
-    let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
-    let mut bytes = Vec::with_capacity(len);
-    while bytes.len() < len {
-        let offset = range.start() + bytes.len() as u64;
-        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), offset) {
-            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    // there may be more room than was asked for
-    bytes.truncate(len);
-    Ok(bytes)
 }
 
 /// An image with its server: the connection is closed before the server is ended.

@@ -4,13 +4,14 @@ use crate::error::Result;
 use crate::extent::{ByteRange, RangeSet};
 use crate::monitor::Monitor;
 
+mod ahead;
 #[cfg(feature = "libvirt")]
 pub mod domain;
 pub mod image;
 pub mod nbd;
 pub mod qemu_nbd;
 
-pub use crate::extent::Payload;
+pub use crate::buffer::Payload;
 
 /// The size of the windows of a disk that no buffer of [`DiskSource::read`] crosses, in bytes.
 pub const READ_WINDOW: u64 = 1 << 20;

@@ -9,8 +9,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
-/// What positions, lengths and memory have to be multiples of, bytes. No disk that is in use wants more.
-pub const ALIGN: usize = 4096;
+pub use crate::buffer::ALIGN;
 /// Bytes in one write.
 const PIECE_LEN: usize = 1 << 20;
 /// Shorter files are not worth the calls. Bytes.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules of the library by layer. A module uses only layers below its own.
 const LAYERS: [&[&str]; 7] = [
-    &["id", "extent"],
+    &["id", "buffer", "extent"],
     &["error"],
     &["format", "monitor"],
     &["storage", "chunk", "nbd"],

@@ -1,7 +1,8 @@
 //! What a server says, changed at random: the client never hangs and never panics.
 
 use super::peer::*;
-use crate::extent::{ByteRange, Payload};
+use crate::buffer::Payload;
+use crate::extent::ByteRange;
 use crate::monitor::Recorder;
 use crate::mutate::fuzz;
 use crate::nbd::{ALLOCATION_CONTEXT, Connection};

@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 
 use super::peer::*;
+use crate::buffer::Payload;
 use crate::error::Result;
-use crate::extent::{ByteRange, Payload, RangeSet};
+use crate::extent::{ByteRange, RangeSet};
 use crate::monitor::Recorder;
 use crate::nbd::{ALLOCATION_CONTEXT, Connection, WINDOW_BYTES};
 
@@ -60,7 +61,8 @@ fn a_server_without_extended_headers_or_structured_replies() {
     assert!(!connection.has_extended_headers());
     let ranges = vec![range(3, 1000), range(5000, 77)];
     let got = read_all(&mut connection, ranges.clone(), 8).unwrap();
-    let expected: Vec<_> = ranges.iter().map(|range| (*range, Payload::Data(bytes_of(*range)))).collect();
+    let expected: Vec<_> =
+        ranges.iter().map(|range| (*range, Payload::Data(bytes_of(*range).into()))).collect();
     assert_eq!(got, expected);
     connection.disconnect(&Recorder::new()).unwrap();
     server.join();
@@ -172,7 +174,7 @@ fn requests_are_whole_blocks_and_not_too_long() {
     let ranges = vec![range(1000, half), range(half + 1, 3)];
     let got = read_all(&mut connection, ranges, 2).unwrap();
     let expected = [range(1000, half - 1000), range(half, 1000), range(half + 1, 3)];
-    assert_eq!(got, expected.map(|range| (range, Payload::Data(bytes_of(range)))));
+    assert_eq!(got, expected.map(|range| (range, Payload::Data(bytes_of(range).into()))));
     let error = connection.write(100, &[0; 512], &Recorder::new()).unwrap_err();
     assert!(error.to_string().contains("whole 512-byte blocks"), "{error}");
     drop(connection);
@@ -319,7 +321,7 @@ proptest! {
         for (range, payload) in &got {
             prop_assert_eq!(range.start() / WINDOW_BYTES, (range.end() - 1) / WINDOW_BYTES);
             match payload {
-                Payload::Data(bytes) => prop_assert!(*bytes == holey(*range)),
+                Payload::Data(bytes) => prop_assert!(**bytes == holey(*range)),
                 Payload::Zero => prop_assert!(holey(*range).iter().all(|byte| *byte == 0)),
             }
         }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use crate::extent::{ByteRange, Payload, RangeSet};
+use crate::buffer::Payload;
+use crate::extent::{ByteRange, RangeSet};
 use crate::monitor::Recorder;
 use crate::nbd::{ALLOCATION_CONTEXT, Address, Connection, Options, STATE_DIRTY, STATE_ZERO};
 

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::buffer::Payload;
 use crate::error::{Error, Result};
-use crate::extent::{ByteRange, Payload, RangeSet};
+use crate::extent::{ByteRange, RangeSet};
 use crate::format::name::ObjectName;
 use crate::format::point::{Consistency, Level, SourceKind};
 use crate::format::session::SessionKind;
@@ -112,7 +113,7 @@ impl DiskSource for Frozen {
                 let end = range.end().min((start / READ_WINDOW + 1) * READ_WINDOW);
                 let part = ByteRange::between(start, end).unwrap();
                 self.read_bytes += part.len();
-                sink(part, Payload::Data(self.content[start as usize..end as usize].to_vec()))?;
+                sink(part, Payload::Data(self.content[start as usize..end as usize].to_vec().into()))?;
                 start = end;
             }
         }

@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 use super::lacking::{self, Lacking};
+use crate::buffer::Payload;
 use crate::chunk::Salvage;
 use crate::error::{Error, Result};
-use crate::extent::{ByteRange, Payload, RangeSet};
+use crate::extent::{ByteRange, RangeSet};
 use crate::format::limits::{MAX_CHUNK_LEN, MAX_PACK_LEN};
 use crate::format::name::ObjectName;
 use crate::format::node::ChunkKind;

@@ -1,8 +1,9 @@
 //! How vmkeep made the fixture `two_points`. Run it once per version of the format, never to make a test pass:
 //! that this version's repositories stay readable is what the fixture is for.
 
+use vmkeep::buffer::Payload;
 use vmkeep::error::Result;
-use vmkeep::extent::{ByteRange, Payload, RangeSet};
+use vmkeep::extent::{ByteRange, RangeSet};
 use vmkeep::format::codec;
 use vmkeep::format::name::ObjectName;
 use vmkeep::format::node::ChunkKind;
@@ -59,7 +60,7 @@ impl DiskSource for Disk {
             while start < range.end() {
                 let end = range.end().min((start / READ_WINDOW + 1) * READ_WINDOW);
                 let bytes = self.0[start as usize..end as usize].to_vec();
-                sink(ByteRange::between(start, end).unwrap(), Payload::Data(bytes))?;
+                sink(ByteRange::between(start, end).unwrap(), Payload::Data(bytes.into()))?;
                 start = end;
             }
         }

@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
+use crate::buffer::Payload;
 use crate::error::{Error, Result};
-use crate::extent::{ByteRange, Payload, RangeSet};
+use crate::extent::{ByteRange, RangeSet};
 use crate::monitor::Recorder;
 use crate::source::DiskSource;
 use crate::source::domain::{BackupRequest, BaseCheckpoint, DiskMode, DomainBackup, Freeze, Hypervisor, Job};

@@ -1,0 +1,160 @@
+//! Memory for content that is read: aligned for reads around the page cache, and used again.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::{Arc, Mutex};
+
+/// What positions, lengths and memory of a read or write around the page cache have to be multiples of, bytes. No disk that
+/// is in use wants more.
+pub const ALIGN: usize = 4096;
+
+/// Memory of buffers that are gone, all of one length: new memory has to be cleared by the system first.
+#[derive(Debug)]
+pub struct BufferPool {
+    len: usize,
+    spare: Mutex<Vec<Vec<u8>>>,
+}
+
+impl BufferPool {
+    /// Creates a pool of buffers of `len` bytes.
+    pub fn new(len: usize) -> Arc<Self> {
+        Arc::new(Self { len, spare: Mutex::default() })
+    }
+
+    /// Returns true for a length of which memory is used again: a much shorter buffer would keep too much.
+    pub fn keeps(&self, len: usize) -> bool {
+        len <= self.len && len > self.len / 2
+    }
+
+    /// Returns an aligned buffer of `len` bytes; they are not zero, but what an earlier one has held.
+    pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
+        let is_pooled = self.keeps(len);
+        let spare = if is_pooled { self.spare.lock().ok().and_then(|mut spare| spare.pop()) } else { None };
+        let room = if is_pooled { self.len } else { len };
+        let memory = spare.unwrap_or_else(|| vec![0; room + ALIGN]);
+        let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
+        Buffer { memory, range: start..start + len, pool: is_pooled.then(|| Arc::clone(self)) }
+    }
+}
+
+/// Bytes that stand somewhere in their memory.
+pub struct Buffer {
+    memory: Vec<u8>,
+    range: Range<usize>,
+    /// Where the memory goes.
+    pool: Option<Arc<BufferPool>>,
+}
+
+impl Buffer {
+    /// Cuts off what stands behind `at` bytes and returns a copy of it.
+    pub fn split_off(&mut self, at: usize) -> Self {
+        let tail = self.get(at..).unwrap_or_default().to_vec();
+        self.truncate(at);
+        tail.into()
+    }
+
+    /// Cuts off what stands behind `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        self.range.end = self.range.end.min(self.range.start.saturating_add(len));
+    }
+}
+
+impl From<Vec<u8>> for Buffer {
+    fn from(memory: Vec<u8>) -> Self {
+        Self { range: 0..memory.len(), memory, pool: None }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.memory.get(self.range.clone()).unwrap_or_default()
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.memory.get_mut(self.range.clone()).unwrap_or_default()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(pool) = &self.pool
+            && let Ok(mut spare) = pool.spare.lock()
+        {
+            spare.push(std::mem::take(&mut self.memory));
+        }
+    }
+}
+
+impl Clone for Buffer {
+    fn clone(&self) -> Self {
+        self.to_vec().into()
+    }
+}
+
+impl PartialEq for Buffer {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Buffer {}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} bytes)", self.len())
+    }
+}
+
+/// What reading a range gave.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Payload {
+    /// Its bytes, as many as the range is long.
+    Data(Buffer),
+    /// Nothing but zeroes, known without having been transferred.
+    Zero,
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Data(bytes) => write!(f, "Data({} bytes)", bytes.len()),
+            Self::Zero => f.write_str("Zero"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_aligned_and_used_again() {
+        let pool = BufferPool::new(1 << 20);
+        let mut one = pool.take(1 << 20);
+        assert_eq!((one.len(), one.as_ptr().align_offset(ALIGN)), (1 << 20, 0));
+        one.fill(7);
+        let place = one.as_ptr();
+        let other = pool.take((1 << 19) + 1);
+        assert_ne!(other.as_ptr(), place);
+        drop(one);
+        let again = pool.take(600_000);
+        assert_eq!((again.as_ptr(), again.len(), again[0]), (place, 600_000, 7));
+        let short = pool.take(4096);
+        assert_eq!((short.len(), short.as_ptr().align_offset(ALIGN)), (4096, 0));
+        drop((again, other, short));
+        assert_eq!(pool.spare.lock().unwrap().len(), 2, "a short one is not kept");
+    }
+
+    #[test]
+    fn what_is_cut_off_is_a_copy() {
+        let mut buffer = Buffer::from(vec![1, 2, 3, 4]);
+        let tail = buffer.split_off(3);
+        assert_eq!((&*buffer, &*tail), (&[1, 2, 3][..], &[4][..]));
+        assert!(buffer.split_off(9).is_empty());
+        assert_eq!((buffer.clone(), buffer.len()), (buffer, 3));
+    }
+}
