@@ -1,5 +1,6 @@
 //! What the points reach: every chunk that may not be lost.
 
+use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use crate::error::{Error, Result};
@@ -14,30 +15,68 @@ use crate::monitor::Monitor;
 use crate::repo::Repository;
 use crate::repo::reader::ChunkReader;
 
-/// The first half of a chunk id. Two ids that share it only keep one another alive.
-type Key = [u8; 16];
+/// Bytes of a chunk id that are kept, but for the low bits of the last one.
+const KEY_LEN: usize = 12;
+/// The low bits of an entry's last byte: its state.
+const STATE: u8 = 0x1f;
+/// Bits of the state: copies that were found, copies that are wanted (at least one), and whether the node was walked.
+const FOUND: u8 = 0x03;
+const WANTED: u8 = 0x0c;
+const WANTED_SHIFT: u32 = 2;
+const WALKED: u8 = 0x10;
 
-/// New ids are collected before they are put in their place: at least so many, or a quarter of those known.
+/// The first 91 bits of a chunk id. Of a dead and a live chunk that share them the copies could be taken for one another's:
+/// of a thousand million chunks (20 TiB of content) the chance that any two do is one in 5,000 million.
+type Key = [u8; KEY_LEN];
+
+/// New ids are collected before they are put in their place: at least so many, or a quarter of those known, and at most.
 const MIN_BATCH: usize = 1 << 18;
+const MAX_BATCH: usize = 1 << 20;
 
-/// A live chunk: 17 bytes. The low half of the last byte counts copies that were found, the high half those wanted.
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    key: Key,
-    copies: u8,
-}
+/// A live chunk: its key, and its state.
+#[derive(Debug, Clone, Copy, Default)]
+struct Entry([u8; KEY_LEN]);
 
 impl Entry {
+    fn new(id: &ChunkId, wanted: u8) -> Self {
+        let mut bytes = key(id);
+        let [.., last] = &mut bytes;
+        *last |= wanted << WANTED_SHIFT & WANTED;
+        Self(bytes)
+    }
+
+    fn key(self) -> Key {
+        let mut bytes = self.0;
+        let [.., last] = &mut bytes;
+        *last &= !STATE;
+        bytes
+    }
+
+    fn state(self) -> u8 {
+        let [.., last] = self.0;
+        last & STATE
+    }
+
+    fn set(&mut self, mask: u8, value: u8) {
+        let [.., last] = &mut self.0;
+        *last = *last & !mask | value;
+    }
+
     fn wanted(self) -> u8 {
-        self.copies >> 4
+        (self.state() & WANTED) >> WANTED_SHIFT
     }
 
     fn found(self) -> u8 {
-        self.copies & 0xf
+        self.state() & FOUND
+    }
+
+    /// Entries stand in this order: of a data chunk and a node with one key the node's need comes first.
+    fn order(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key()).then(other.wanted().cmp(&self.wanted()))
     }
 }
 
-/// Live chunks, about 22 bytes each while they are collected, 17 then.
+/// Live chunks, 12 bytes each, and a few MiB more while they are collected.
 #[derive(Debug, Default)]
 pub(super) struct Live {
     /// Sorted and unique, once nothing is collected any more.
@@ -49,9 +88,11 @@ pub(super) struct Live {
 }
 
 fn key(id: &ChunkId) -> Key {
-    let mut half = [0; 16];
-    half.iter_mut().zip(id.as_bytes()).for_each(|(to, from)| *to = *from);
-    half
+    let mut front = [0; KEY_LEN];
+    front.iter_mut().zip(id.as_bytes()).for_each(|(to, from)| *to = *from);
+    let [.., last] = &mut front;
+    *last &= !STATE;
+    front
 }
 
 fn bucket(key: &Key) -> usize {
@@ -86,7 +127,7 @@ impl Live {
     }
 
     fn add(&mut self, id: &ChunkId, wanted: u8) {
-        let batch = MIN_BATCH.max(self.sorted / 4);
+        let batch = (self.sorted / 4).clamp(MIN_BATCH, MAX_BATCH);
         if self.entries.len() - self.sorted >= batch {
             self.sort();
         }
@@ -94,13 +135,33 @@ impl Live {
             // not twice as much at once: this is what prune's memory is
             self.entries.reserve_exact(batch);
         }
-        self.entries.push(Entry { key: key(id), copies: wanted << 4 });
+        self.entries.push(Entry::new(id, wanted));
     }
 
+    /// Puts what was collected in its place, from the end on.
     fn sort(&mut self) {
-        // of a data chunk and a node with one key the node's need comes first
-        self.entries.sort_unstable_by(|a, b| a.key.cmp(&b.key).then(b.copies.cmp(&a.copies)));
-        self.entries.dedup_by_key(|entry| entry.key);
+        let mut new = self.entries.split_off(self.sorted);
+        new.sort_unstable_by(Entry::order);
+        let (mut old_len, mut len) = (self.entries.len(), self.entries.len() + new.len());
+        self.entries.resize(len, Entry::default());
+        while let Some(last) = new.last().copied() {
+            let old = old_len.checked_sub(1).and_then(|at| self.entries.get(at)).copied();
+            let entry = match old.filter(|old| old.order(&last) == Ordering::Greater) {
+                Some(old) => {
+                    old_len -= 1;
+                    old
+                }
+                None => {
+                    new.pop();
+                    last
+                }
+            };
+            len -= 1;
+            if let Some(place) = self.entries.get_mut(len) {
+                *place = entry;
+            }
+        }
+        self.entries.dedup_by_key(|entry| entry.key());
         self.sorted = self.entries.len();
     }
 
@@ -109,7 +170,7 @@ impl Live {
         self.entries.shrink_to_fit();
         let mut starts = Vec::with_capacity((1 << 16) + 1);
         for (at, entry) in self.entries.iter().enumerate() {
-            let bucket = bucket(&entry.key);
+            let bucket = bucket(&entry.key());
             while starts.len() <= bucket {
                 starts.push(at);
             }
@@ -123,7 +184,7 @@ impl Live {
         let bucket = bucket(&key);
         let range = *self.starts.get(bucket)?..*self.starts.get(bucket + 1)?;
         let within = self.entries.get_mut(range)?;
-        let at = within.binary_search_by(|entry| entry.key.cmp(&key)).ok()?;
+        let at = within.binary_search_by(|entry| entry.key().cmp(&key)).ok()?;
         within.get_mut(at)
     }
 
@@ -135,7 +196,7 @@ impl Live {
     pub(super) fn found(&mut self, id: &ChunkId) -> bool {
         match self.entry(id) {
             Some(entry) if entry.found() < entry.wanted() => {
-                entry.copies += 1;
+                entry.set(FOUND, entry.found() + 1);
                 true
             }
             _ => false,
@@ -150,8 +211,17 @@ impl Live {
     /// Notes that a chunk was written as often as it should be.
     pub(super) fn settle(&mut self, id: &ChunkId) {
         if let Some(entry) = self.entry(id) {
-            entry.copies = entry.wanted() << 4 | entry.wanted();
+            entry.set(FOUND, entry.wanted());
         }
+    }
+
+    /// Notes that a live node was walked. Returns true for the first time.
+    pub(super) fn walk(&mut self, id: &ChunkId) -> bool {
+        self.entry(id).is_some_and(|entry| {
+            let is_new = entry.state() & WALKED == 0;
+            entry.set(WALKED, WALKED);
+            is_new
+        })
     }
 
     /// Returns how many live chunks were not found at all.
@@ -161,7 +231,7 @@ impl Live {
 
     /// Forgets what was found.
     pub(super) fn recount(&mut self) {
-        self.entries.iter_mut().for_each(|entry| entry.copies &= 0xf0);
+        self.entries.iter_mut().for_each(|entry| entry.set(FOUND, 0));
     }
 }
 
@@ -219,7 +289,7 @@ mod tests {
         live.settle_order();
         assert_eq!(live.len(), count as usize);
         let bytes = live.entries.capacity() * size_of::<Entry>();
-        assert!(bytes as u64 <= 17 * count && most <= 40, "{bytes} bytes, {most} a chunk at most");
+        assert!(bytes as u64 <= 12 * count && most <= 24, "{bytes} bytes, {most} a chunk at most");
         assert!(live.lacks(&id(7)) && live.found(&id(7)) && !live.found(&id(7)) && !live.lacks(&id(7)));
         assert!(live.found(&id(30)) && live.lacks(&id(30)) && live.found(&id(30)) && !live.lacks(&id(30)));
         assert!(!live.lacks(&id(count)) && !live.found(&id(count)));
@@ -228,5 +298,8 @@ mod tests {
         assert_eq!(live.missing(), count as usize - 3);
         live.recount();
         assert_eq!(live.missing(), count as usize);
+        assert!(live.walk(&id(90)) && !live.walk(&id(90)) && live.lacks(&id(90)));
+        assert!(!live.walk(&id(count)), "what is not live is not walked");
+        assert!(live.entries.is_sorted_by_key(|entry| entry.key()));
     }
 }

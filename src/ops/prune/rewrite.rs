@@ -144,11 +144,10 @@ struct Repack<'a, 'r, 'w> {
 impl Repack<'_, '_, '_> {
     /// `points` are oldest first.
     fn all(&mut self, points: &[&PointRecord]) -> Result<()> {
-        let mut walked = HashSet::new();
         let (repository, reader) = (self.repository, self.reader);
         for record in points.iter().rev() {
             for manifest in record.manifests() {
-                let mut visitor = RepackVisitor { repack: self, walked: &mut walked };
+                let mut visitor = RepackVisitor { repack: self };
                 walk(repository.geometry(), manifest, reader, &mut visitor)?;
                 self.flush()?;
             }
@@ -190,13 +189,12 @@ impl Repack<'_, '_, '_> {
 
 struct RepackVisitor<'v, 'a, 'r, 'w> {
     repack: &'v mut Repack<'a, 'r, 'w>,
-    walked: &'v mut HashSet<ChunkId>,
 }
 
 impl Visitor for RepackVisitor<'_, '_, '_, '_> {
     fn node(&mut self, node: NodeAt) -> Result<bool> {
         self.repack.monitor.check()?;
-        if !self.walked.insert(node.id) {
+        if !self.repack.live.walk(&node.id) {
             return Ok(false);
         }
         if self.repack.live.lacks(&node.id) {
