@@ -65,7 +65,7 @@ LARGE_GOALS = [
     (r"index of .*look-ups of known", "100,000 look-ups in an index of 16 million chunks", 1, "s"),
     (r"index of .*peak memory", "Peak memory with an index of 16 million chunks", 512, "MiB"),
     (r"16 TiB disk.*peak memory", "Peak memory of any command with a disk of 16 TiB", 512, "MiB"),
-    (r"16 TiB disk.*metadata of each", "Metadata of each scattered write on a disk of 16 TiB", 6, "KiB"),
+    (r"1 TiB disk.*metadata of each", "Metadata of each scattered write on a disk of 1 TiB", 6, "KiB"),
     (r"16 TiB disk.*the last points beside", "The last of 1,000 points of a disk of 16 TiB beside early ones", 1.1, "times"),
     (r"vmkeep points", "vmkeep points, 1,000 points", 0.1, "s"),
 ]

@@ -114,7 +114,7 @@ def index(options, results, lab, folder):
 def scale(options, results, lab, folder):
     """The large disk; how soon the program begins with as many points."""
     place = os.path.join(folder, "scale")
-    results.facts["scale"] = large(options, place, ["disk"])
+    results.facts["scale"] = large(options, place, ["metadata", "disk"])
     results.save()
     shutil.rmtree(place)
 

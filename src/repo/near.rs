@@ -12,8 +12,8 @@ use crate::index::Location;
 
 /// Chunks that the tables of one reader have together; about 100 bytes each.
 const MAX_CHUNKS: usize = 64 << 10;
-/// Of one that spares memory.
-const MAX_SPARING_CHUNKS: usize = 16 << 10;
+/// Of one that spares memory: a long pack of nodes has 30,000.
+const MAX_SPARING_CHUNKS: usize = 32 << 10;
 /// Packs of which it is known how often they were met; 40 bytes each.
 const MAX_MET_PACKS: usize = 4096;
 /// A pack's table is read once so many of its chunks were looked up, and more of a long pack. By then the look-ups have
@@ -94,7 +94,7 @@ impl Near {
     /// Keeps a table; those that were used longest ago make room.
     pub(super) fn keep(&self, pack: PackId, table: PackTable) {
         let mut state = self.state();
-        if table.chunks.len() > self.limit / 2 {
+        if table.chunks.len() > self.limit {
             return;
         }
         while state.chunks.len() + table.chunks.len() > self.limit {
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(near.find(&[id(3)], |_, _| false), [None]);
         near.keep(pack(3), table(80..120));
         assert!(found(&near, 50).is_none() && found(&near, 3).is_some() && found(&near, 100).is_some());
-        near.keep(pack(4), table(200..300));
+        near.keep(pack(4), table(200..301));
         assert!(found(&near, 250).is_none(), "a table that is too long is not kept");
         assert!(near.state().chunks.len() <= 100);
     }
