@@ -35,8 +35,9 @@ pub const CODEC_ZSTD: u8 = 1;
 pub const SEAL_NONE: u8 = 0;
 /// zstd level for bodies of whole objects.
 const ZSTD_LEVEL: i32 = 3;
-/// That of segments, which are nearly all ids: a higher one takes twice as long and saves 2 %.
-const SEGMENT_ZSTD_LEVEL: i32 = 1;
+/// That of long bodies, bytes: such are segments, which are nearly all ids. A higher one takes twice as long and saves 2 %.
+const LONG_ZSTD_LEVEL: i32 = 1;
+const LONG_BODY: usize = 1 << 20;
 
 thread_local! {
     /// Making one takes longer than most bodies do.
@@ -125,7 +126,7 @@ pub(crate) fn decompress(codec: u8, stored: &[u8], raw_len: u32) -> Result<Vec<u
 /// [`FormatFault::TooLarge`] if the body exceeds the bound of its kind.
 pub fn wrap(kind: ObjectKind, repository: RepositoryId, body: &[u8]) -> Result<Vec<u8>, FormatFault> {
     let raw_len = narrow("the body's length", body.len(), kind.max_body_len())?;
-    let level = if kind == ObjectKind::Segment { SEGMENT_ZSTD_LEVEL } else { ZSTD_LEVEL };
+    let level = if body.len() >= LONG_BODY { LONG_ZSTD_LEVEL } else { ZSTD_LEVEL };
     let (codec, stored) = compress(body, level);
     let stored_len = narrow("the stored length", stored.len(), kind.max_body_len())?;
     let mut bytes = Vec::with_capacity(HEADER_LEN + stored.len() + CHECKSUM_LEN);
