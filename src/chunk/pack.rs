@@ -154,6 +154,19 @@ pub fn read_pack_table(
     pack_len: u64,
     read: &mut dyn FnMut(u64, u64) -> Result<Vec<u8>>,
 ) -> Result<PackTable> {
+    read_short_pack_table(id, pack_len, MAX_PACK_TABLE_LEN, read)
+}
+
+/// As [`read_pack_table`], but a table of more than `max_raw_len` bytes of plaintext is refused before it is read.
+///
+/// # Errors
+/// As [`read_pack_table`].
+pub fn read_short_pack_table(
+    id: PackId,
+    pack_len: u64,
+    max_raw_len: u32,
+    read: &mut dyn FnMut(u64, u64) -> Result<Vec<u8>>,
+) -> Result<PackTable> {
     let malformed = |fault| Error::malformed(format!("pack {id}"), fault);
     let smallest = (PACK_HEADER_LEN + PACK_FOOTER_LEN) as u64;
     if pack_len < smallest {
@@ -179,6 +192,10 @@ pub fn read_pack_table(
     if footer.table_stored_len > MAX_PACK_TABLE_LEN {
         let (found, max) = (u64::from(footer.table_stored_len), u64::from(MAX_PACK_TABLE_LEN));
         return Err(malformed(FormatFault::TooLarge { what: "the stored table", found, max }));
+    }
+    if footer.table_raw_len > max_raw_len {
+        let (found, max) = (u64::from(footer.table_raw_len), u64::from(max_raw_len));
+        return Err(malformed(FormatFault::TooLarge { what: "the table", found, max }));
     }
     let in_guess = footer.table_offset.checked_sub(guess_start).and_then(|skip| usize::try_from(skip).ok());
     match in_guess.and_then(|skip| before.get(skip..)) {

@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::is_of_object;
-use super::reader::in_parts;
 use crate::error::{Error, Result};
 use crate::format::envelope::ObjectKind;
 use crate::format::name::{Folder, ObjectName};
@@ -12,7 +11,7 @@ use crate::format::point::{PointRecord, PointStats};
 use crate::format::session::{Outcome, SampleScope, Tombstone, VerifiedLevel, VerifiedRecord};
 use crate::id::{PointId, RepositoryId, SessionId};
 use crate::monitor::Monitor;
-use crate::storage::Storage;
+use crate::storage::{Storage, in_threads};
 
 /// A committed point.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,7 +104,7 @@ impl KnownOutcomes {
 /// An outcome, or why it cannot be read.
 type Readable = std::result::Result<Outcome, String>;
 
-/// Reads every outcome, on all cores; `None` of one that went away meanwhile. In the order of the sessions' ids.
+/// Reads every outcome, several at once; `None` of one that went away meanwhile. In the order of the sessions' ids.
 fn read_all(
     storage: &dyn Storage,
     repository: RepositoryId,
@@ -113,7 +112,7 @@ fn read_all(
     monitor: &dyn Monitor,
 ) -> Result<Vec<(SessionId, Option<Readable>)>> {
     let names = storage.names(Folder::Outcomes)?;
-    in_parts(&names, |part| {
+    in_threads(&names, |part| {
         let mut read = Vec::with_capacity(part.len());
         for name in part {
             monitor.check()?;

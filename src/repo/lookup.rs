@@ -271,12 +271,25 @@ impl Repository {
     /// # Errors
     /// Those of the storage; [`Error::Malformed`].
     pub fn read_pack_table(&self, id: PackId, len: u64) -> Result<(PackHeader, PackTable)> {
+        self.read_short_pack_table(id, len, MAX_PACK_TABLE_LEN)
+    }
+
+    /// As [`Repository::read_pack_table`], but a table of more than `max_raw_len` bytes of plaintext is refused.
+    ///
+    /// # Errors
+    /// As [`Repository::read_pack_table`].
+    pub(super) fn read_short_pack_table(
+        &self,
+        id: PackId,
+        len: u64,
+        max_raw_len: u32,
+    ) -> Result<(PackHeader, PackTable)> {
         let name = ObjectName::Pack(id);
         let mut read = |offset, len| self.storage().get_range(name, offset, len);
         let header = PackHeader::decode(&read(0, PACK_HEADER_LEN as u64)?)
             .map_err(|fault| Error::malformed(name, fault))?;
         reader::check_owner(name, header.repository, self.id())?;
-        let table = chunk::read_pack_table(id, len, &mut read)?;
+        let table = chunk::read_short_pack_table(id, len, max_raw_len, &mut read)?;
         Ok((header, table))
     }
 }

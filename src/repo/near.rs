@@ -10,14 +10,16 @@ use crate::format::pack::PackTable;
 use crate::id::{ChunkId, PackId};
 use crate::index::Location;
 
-/// Chunks that the tables of one reader have together; about 100 bytes each.
-const MAX_CHUNKS: usize = 64 << 10;
+/// Entries, of chunks and of frames, that the tables of one reader have together; about 100 bytes each.
+const MAX_ENTRIES: usize = 64 << 10;
 /// Of one that spares memory: a long pack of nodes has 30,000.
-const MAX_SPARING_CHUNKS: usize = 32 << 10;
+const MAX_SPARING_ENTRIES: usize = 32 << 10;
+/// Plaintext of an entry in a table, bytes, at most.
+const ENTRY_LEN: usize = 48;
 /// Packs of which it is known how often they were met; 40 bytes each.
 const MAX_MET_PACKS: usize = 4096;
-/// A pack's table is read once so many of its chunks were looked up, and more of a long pack. By then the look-ups have
-/// taken about as long as the table takes, so that at the worst it takes twice as long as without.
+/// A pack's table is read once so many of its chunks were looked up, and more of a long pack: by then look-ups in an index
+/// that is in memory have taken about as long as the table takes.
 const MIN_MET: u64 = 32;
 /// For so many stored bytes of a pack it has to be met once more, by what such a pack holds: a table of many small nodes
 /// takes longer than one of few chunks.
@@ -39,6 +41,8 @@ struct State {
     held: HashMap<u32, Held>,
     /// Which table a chunk is in, and where.
     chunks: HashMap<ChunkId, (u32, u32)>,
+    /// Entries of all tables.
+    weight: usize,
     clock: u64,
     next: u32,
 }
@@ -52,7 +56,7 @@ pub(super) struct Near {
 
 impl Near {
     pub(super) fn new(is_sparing: bool) -> Self {
-        Self { state: Mutex::default(), limit: if is_sparing { MAX_SPARING_CHUNKS } else { MAX_CHUNKS } }
+        Self { state: Mutex::default(), limit: if is_sparing { MAX_SPARING_ENTRIES } else { MAX_ENTRIES } }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -72,11 +76,16 @@ impl Near {
         ids.iter().map(|id| state.find(id).filter(|place| accept(id, place))).collect()
     }
 
+    /// Returns the plaintext of the longest table that would be kept, bytes.
+    pub(super) fn max_table_len(&self) -> u32 {
+        u32::try_from(self.limit * ENTRY_LEN).unwrap_or(u32::MAX)
+    }
+
     /// Notes where chunks were found by the index. Returns the packs whose tables are to be read.
-    pub(super) fn meet<'l>(&self, places: impl Iterator<Item = &'l Location>, view: &View) -> Vec<PackId> {
+    pub(super) fn meet(&self, places: &[(ChunkId, Location)], view: &View) -> Vec<PackId> {
         let mut state = self.state();
         let mut wanted = Vec::new();
-        for place in places {
+        for (_, place) in places {
             if state.met.len() >= MAX_MET_PACKS {
                 state.met.clear();
             }
@@ -91,13 +100,15 @@ impl Near {
         wanted
     }
 
-    /// Keeps a table; those that were used longest ago make room.
-    pub(super) fn keep(&self, pack: PackId, table: PackTable) {
+    /// Keeps a table; those that were used longest ago make room. One that has not the places of its pack that the index
+    /// has is not that pack's: a segment vouches for what the index has, and nobody for what stands in a file.
+    pub(super) fn keep(&self, pack: PackId, table: PackTable, known: &[(ChunkId, Location)]) {
+        let weight = weight(&table);
         let mut state = self.state();
-        if table.chunks.len() > self.limit {
+        if weight > self.limit {
             return;
         }
-        while state.chunks.len() + table.chunks.len() > self.limit {
+        while state.weight + weight > self.limit {
             let Some(oldest) = state.held.iter().min_by_key(|(_, held)| held.used).map(|(no, _)| *no) else {
                 break;
             };
@@ -106,11 +117,20 @@ impl Near {
         state.clock += 1;
         let (number, used) = (state.next, state.clock);
         state.next = state.next.wrapping_add(1);
+        state.weight += weight;
         for (at, chunk) in (0..).zip(&table.chunks) {
             state.chunks.insert(chunk.id, (number, at));
         }
         state.held.insert(number, Held { pack, table, used });
+        let mut of_pack = known.iter().filter(|(_, place)| place.pack == pack);
+        if !of_pack.all(|(id, place)| state.find(id) == Some(*place)) {
+            state.drop_table(number);
+        }
     }
+}
+
+fn weight(table: &PackTable) -> usize {
+    table.chunks.len() + table.frames.len()
 }
 
 /// Returns how often a pack is met before its table is read.
@@ -135,6 +155,7 @@ impl State {
 
     fn drop_table(&mut self, number: u32) {
         let Some(held) = self.held.remove(&number) else { return };
+        self.weight -= weight(&held.table);
         for chunk in &held.table.chunks {
             // of a chunk in several packs, the last one is known
             if self.chunks.get(&chunk.id).is_some_and(|(of, _)| *of == number) {
@@ -166,6 +187,11 @@ mod tests {
         PackTable { frames: vec![FRAME], chunks: chunks.map(chunk).collect() }
     }
 
+    /// Where a table of pack 1 has a chunk.
+    fn place(number: u32) -> Location {
+        Location { pack: pack(1), frame: FRAME, kind: ChunkKind::Data, offset: number, len: 1 }
+    }
+
     fn found(near: &Near, number: u32) -> Option<Location> {
         near.find(&[id(number)], |_, _| true).pop().unwrap()
     }
@@ -174,35 +200,63 @@ mod tests {
     fn a_table_is_wanted_once_enough_was_asked_of_its_pack() {
         let near = Near::new(false);
         let view = View::default();
-        let place = Location { pack: pack(1), frame: FRAME, kind: ChunkKind::Data, offset: 0, len: 1 };
+        let met = [(id(7), place(7))];
         for _ in 1..MIN_MET {
-            assert!(near.meet([place].iter(), &view).is_empty());
+            assert!(near.meet(&met, &view).is_empty());
         }
-        assert_eq!(near.meet([place].iter(), &view), [pack(1)]);
-        assert!(near.meet([place].iter(), &view).is_empty(), "it is asked for once");
+        assert_eq!(near.meet(&met, &view), [pack(1)]);
+        assert!(near.meet(&met, &view).is_empty(), "it is asked for once");
         assert!(meetings(ChunkKind::Node, 32 << 20) > meetings(ChunkKind::Data, 32 << 20));
     }
 
     #[test]
     fn what_was_used_longest_ago_makes_room() {
         let near = Near { state: Mutex::default(), limit: 100 };
-        near.keep(pack(1), table(0..40));
-        near.keep(pack(2), table(40..80));
+        near.keep(pack(1), table(0..40), &[]);
+        near.keep(pack(2), table(40..80), &[]);
         let place = found(&near, 3).unwrap();
         assert_eq!((place.pack, place.frame, place.offset), (pack(1), FRAME, 3));
         assert_eq!(near.find(&[id(3)], |_, _| false), [None]);
-        near.keep(pack(3), table(80..120));
+        near.keep(pack(3), table(80..120), &[]);
         assert!(found(&near, 50).is_none() && found(&near, 3).is_some() && found(&near, 100).is_some());
-        near.keep(pack(4), table(200..301));
+        near.keep(pack(4), table(200..301), &[]);
         assert!(found(&near, 250).is_none(), "a table that is too long is not kept");
-        assert!(near.state().chunks.len() <= 100);
+        assert!(near.state().weight <= 100);
+    }
+
+    #[test]
+    fn tables_are_weighed_by_all_that_they_hold() {
+        let near = Near { state: Mutex::default(), limit: 100 };
+        let same = |count| PackTable { frames: vec![FRAME], chunks: vec![table(1..2).chunks[0]; count] };
+        near.keep(pack(1), same(99), &[]);
+        near.keep(pack(2), same(50), &[]);
+        assert_eq!(near.state().weight, 51, "one id does not make a table short");
+        assert_eq!(near.state().held.len(), 1);
+        near.keep(pack(3), PackTable { frames: vec![FRAME; 100], chunks: table(5..6).chunks }, &[]);
+        assert!(found(&near, 5).is_none());
+        assert_eq!(near.max_table_len(), 4800);
+    }
+
+    #[test]
+    fn the_table_of_another_pack_is_not_kept() {
+        let near = Near { state: Mutex::default(), limit: 100 };
+        near.keep(
+            pack(1),
+            table(0..30),
+            &[(id(3), place(3)), (id(40), Location { pack: pack(2), ..place(40) })],
+        );
+        assert!(found(&near, 7).is_some());
+        let near = Near { state: Mutex::default(), limit: 100 };
+        near.keep(pack(1), table(0..30), &[(id(3), place(3)), (id(40), place(40))]);
+        near.keep(pack(1), table(0..30), &[(id(3), place(4))]);
+        assert!(found(&near, 7).is_none() && near.state().weight == 0);
     }
 
     #[test]
     fn a_chunk_in_two_packs_is_known_as_long_as_the_later_one() {
         let near = Near { state: Mutex::default(), limit: 100 };
-        near.keep(pack(1), table(0..30));
-        near.keep(pack(2), table(20..50));
+        near.keep(pack(1), table(0..30), &[]);
+        near.keep(pack(2), table(20..50), &[]);
         assert_eq!(found(&near, 25).unwrap().pack, pack(2));
         assert_eq!(found(&near, 5).unwrap().pack, pack(1));
         near.state().drop_table(0);

@@ -35,11 +35,11 @@ const AHEAD_LEN: u64 = 4 << 20;
 /// Packs of which it is known how far they were read; 48 bytes each.
 const MAX_AHEAD_PACKS: usize = 4096;
 
-/// Chunks or objects that one core takes at a time: enough of them for the index to find neighbours together.
+/// Chunks that one core looks up at a time: enough of them for the index to find neighbours together.
 const PART_CHUNKS: usize = 256;
 
-/// Looks many chunks up, or reads many small objects, on all cores, and returns what `work` gave for the parts in the order
-/// of `items`. For one part, no other thread is woken.
+/// Looks up many chunks on all cores, and returns what `work` gave for the parts in the order of `items`. For one part, no
+/// other thread is woken.
 ///
 /// # Errors
 /// One of those of `work`.
@@ -214,7 +214,7 @@ pub struct ChunkReader<'a> {
     /// Chunks of a running session, whose packs are not in the view.
     own: Option<MemoryIndex>,
     /// Places that this reader found to be bad: nothing new may rely on them, recorded or not.
-    met: Mutex<HashSet<(PackId, ChunkId)>>,
+    met: Mutex<Arc<HashSet<(PackId, ChunkId)>>>,
 }
 
 impl std::fmt::Debug for ChunkReader<'_> {
@@ -260,7 +260,7 @@ impl<'a> ChunkReader<'a> {
             last_resort: OnceLock::new(),
             making_last_resort: Mutex::default(),
             own: None,
-            met: Mutex::new(HashSet::new()),
+            met: Mutex::default(),
         }
     }
 
@@ -314,15 +314,17 @@ impl<'a> ChunkReader<'a> {
             .zip(looked_up)
             .map(|(id, places)| places.into_iter().find(|place| accept(id, place)));
         let mut met = Vec::with_capacity(unknown.len());
-        for (slot, place) in found.iter_mut().filter(|slot| slot.is_none()).zip(looked_up) {
-            met.extend(place);
+        for ((slot, place), id) in found.iter_mut().filter(|slot| slot.is_none()).zip(looked_up).zip(&unknown)
+        {
+            met.extend(place.map(|place| (*id, place)));
             *slot = place;
         }
-        for pack in self.near.meet(met.iter(), self.view) {
+        for pack in self.near.meet(&met, self.view) {
             let len = self.view.packs().get(&pack).copied().unwrap_or(0);
+            let table = self.repository.read_short_pack_table(pack, len, self.near.max_table_len());
             // without it there is still the index
-            if let Ok((_, table)) = self.repository.read_pack_table(pack, len) {
-                self.near.keep(pack, table);
+            if let Ok((_, table)) = table {
+                self.near.keep(pack, table, &met);
             }
         }
         Ok(found)
@@ -353,7 +355,7 @@ impl<'a> ChunkReader<'a> {
             segment.chunks.retain(|chunk| chunk.kind != ChunkKind::Data);
             own.apply(&[(*id, segment)])?;
         }
-        let met = self.met.lock().map(|met| met.clone()).unwrap_or_default();
+        let met = self.met_as_bad();
         Ok(ChunkReader { own: Some(own), met: Mutex::new(met), ..ChunkReader::new(self.repository, view) })
     }
 
@@ -362,11 +364,15 @@ impl<'a> ChunkReader<'a> {
     /// # Errors
     /// As [`ChunkReader::locate`].
     pub fn known(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Option<PackId>>> {
-        let met = self.met.lock().map(|met| met.clone()).unwrap_or_default();
+        let met = self.met_as_bad();
         let usable = |id: &ChunkId, place: &Location| {
             place.kind == kind && !met.contains(&(place.pack, *id)) && self.may_rely_on(id, place)
         };
         Ok(self.places(ids, usable)?.into_iter().map(|place| place.map(|place| place.pack)).collect())
+    }
+
+    fn met_as_bad(&self) -> Arc<HashSet<(PackId, ChunkId)>> {
+        Arc::clone(&self.met.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn may_rely_on(&self, id: &ChunkId, place: &Location) -> bool {
@@ -469,9 +475,9 @@ impl<'a> ChunkReader<'a> {
             match self.read_place(kind, id, place) {
                 Ok(bytes) => return Some(bytes),
                 Err(error) => {
-                    if let Ok(mut met) = self.met.lock() {
-                        met.insert((place.pack, id));
-                    }
+                    let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+                    Arc::make_mut(&mut met).insert((place.pack, id));
+                    drop(met);
                     *first_fault = first_fault.take().or_else(|| fault_of_place(error));
                 }
             }

@@ -9,6 +9,7 @@ use std::io::{ErrorKind, IoSliceMut};
 use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -143,7 +144,11 @@ impl<'a> AheadReader<'a> {
     /// Reads groups until there are no more, or nobody takes them.
     fn run(&self, groups: &Receiver<Group>, contents: &Sender<Contents>) {
         for (number, group) in groups {
-            if contents.send((number, self.read_group(number, &group))).is_err() {
+            let read = AssertUnwindSafe(|| self.read_group(number, &group));
+            // whoever waits for this group would wait for ever
+            let read =
+                catch_unwind(read).unwrap_or_else(|_| Err(std::io::Error::other("a reader has failed")));
+            if contents.send((number, read)).is_err() {
                 return;
             }
         }

@@ -11,12 +11,11 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Leftover, Listed, Storage, direct};
+use super::{Leftover, Listed, Storage, direct, in_threads};
 use crate::error::{Error, FormatFault, Result};
 use crate::format::name::{Folder, ObjectName};
 
@@ -249,9 +248,10 @@ impl LocalStorage {
         let mut listed = match folder {
             Folder::Packs => {
                 let list = |directory: &PathBuf| self.list_directory(directory, with_len);
-                let lists: Vec<Vec<Listed>> =
-                    self.pack_directories()?.par_iter().map(list).collect::<Result<_>>()?;
-                lists.concat()
+                in_threads(&self.pack_directories()?, |directories| {
+                    let lists: Vec<Vec<Listed>> = directories.iter().map(list).collect::<Result<_>>()?;
+                    Ok(lists.concat())
+                })?
             }
             _ => self.list_directory(&self.root.join(folder.as_str()), with_len)?,
         };

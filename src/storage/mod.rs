@@ -27,6 +27,35 @@ pub struct Listed {
     pub len: u64,
 }
 
+/// Threads that look at many objects at once: more of them would only wait for one another, and each may hold an object.
+const MAX_THREADS: usize = 4;
+/// For fewer objects no thread is begun.
+const MIN_PART: usize = 64;
+
+/// Works on many objects on a few threads of its own, and returns what `work` gave for the parts in the order of `items`.
+/// Not on the threads that everybody shares: they may wait for a lock that the caller holds.
+///
+/// # Errors
+/// One of those of `work`.
+pub(crate) fn in_threads<T: Sync, U: Send>(
+    items: &[T],
+    work: impl Fn(&[T]) -> Result<Vec<U>> + Sync,
+) -> Result<Vec<U>> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let part = items.len().div_ceil(cores.min(MAX_THREADS)).max(MIN_PART);
+    if items.len() <= part {
+        return work(items);
+    }
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items.chunks(part).map(|part| scope.spawn(|| work(part))).collect();
+        let mut all = Vec::new();
+        for thread in threads {
+            all.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
+}
+
 /// A file in which a program that was killed had begun to write an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leftover {

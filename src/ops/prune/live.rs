@@ -29,9 +29,11 @@ const WALKED: u8 = 0x10;
 /// of a thousand million chunks (20 TiB of content) the chance that any two do is one in 5,000 million.
 type Key = [u8; KEY_LEN];
 
-/// New ids are collected before they are put in their place: at least so many, or a quarter of those known, and at most.
+/// New ids are collected before they are put in their place: a quarter as many as are known, but at least and at most so
+/// many, or of very many known ones this part.
 const MIN_BATCH: usize = 1 << 18;
 const MAX_BATCH: usize = 1 << 20;
+const LEAST_PART: usize = 32;
 
 /// A live chunk: its key, and its state.
 #[derive(Debug, Clone, Copy, Default)]
@@ -76,7 +78,7 @@ impl Entry {
     }
 }
 
-/// Live chunks, 12 bytes each, and a few MiB more while they are collected.
+/// Live chunks, 12 bytes each; up to 25 MiB more while they are collected, of very many a sixteenth more.
 #[derive(Debug, Default)]
 pub(super) struct Live {
     /// Sorted and unique, once nothing is collected any more.
@@ -127,7 +129,7 @@ impl Live {
     }
 
     fn add(&mut self, id: &ChunkId, wanted: u8) {
-        let batch = (self.sorted / 4).clamp(MIN_BATCH, MAX_BATCH);
+        let batch = (self.sorted / 4).clamp(MIN_BATCH, MAX_BATCH.max(self.sorted / LEAST_PART));
         if self.entries.len() - self.sorted >= batch {
             self.sort();
         }
