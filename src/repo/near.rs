@@ -36,7 +36,7 @@ struct Held {
 
 #[derive(Debug, Default)]
 struct State {
-    /// How often a pack was met that is not kept.
+    /// How often packs were met.
     met: HashMap<PackId, u64>,
     held: HashMap<u32, Held>,
     /// Which table a chunk is in, and where.
@@ -112,7 +112,9 @@ impl Near {
             let Some(oldest) = state.held.iter().min_by_key(|(_, held)| held.used).map(|(no, _)| *no) else {
                 break;
             };
-            state.drop_table(oldest);
+            if let Some(pack) = state.drop_table(oldest) {
+                state.met.remove(&pack);
+            }
         }
         state.clock += 1;
         let (number, used) = (state.next, state.clock);
@@ -153,8 +155,9 @@ impl State {
         Some(Location { pack: held.pack, frame, kind: chunk.kind, offset: chunk.offset, len: chunk.len })
     }
 
-    fn drop_table(&mut self, number: u32) {
-        let Some(held) = self.held.remove(&number) else { return };
+    /// Drops a table; returns its pack, which is asked for again only once its meetings are forgotten.
+    fn drop_table(&mut self, number: u32) -> Option<PackId> {
+        let held = self.held.remove(&number)?;
         self.weight -= weight(&held.table);
         for chunk in &held.table.chunks {
             // of a chunk in several packs, the last one is known
@@ -162,7 +165,7 @@ impl State {
                 self.chunks.remove(&chunk.id);
             }
         }
-        self.met.remove(&held.pack);
+        Some(held.pack)
     }
 }
 

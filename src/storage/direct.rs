@@ -10,6 +10,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 pub use crate::buffer::ALIGN;
+
 /// Bytes in one write.
 const PIECE_LEN: usize = 1 << 20;
 /// Shorter files are not worth the calls. Bytes.
