@@ -11,12 +11,15 @@ use crate::id::{ChunkId, PackId};
 use crate::index::Location;
 
 /// Entries, of chunks and of frames, that the tables of one reader have together; about 100 bytes each.
-const MAX_ENTRIES: usize = 64 << 10;
+const MAX_ENTRIES: usize = 128 << 10;
 /// Of one that spares memory: a long pack of nodes has 30,000.
 const MAX_SPARING_ENTRIES: usize = 32 << 10;
 /// Plaintext of an entry in a table, bytes, at most.
 const ENTRY_LEN: usize = 48;
-/// Packs of which it is known how often they were met; 40 bytes each.
+/// A table that had to make room is read again once its pack was met for each so many of its entries: by then look-ups have
+/// taken about as long as the table takes. Where more tables are in use than there is room for, few are read over and over.
+const ENTRIES_A_MEETING: usize = 8;
+/// Packs of which it is known how often they were met; 48 bytes each.
 const MAX_MET_PACKS: usize = 4096;
 /// A pack's table is read once so many of its chunks were looked up, and more of a long pack: by then look-ups in an index
 /// that is in memory have taken about as long as the table takes.
@@ -34,10 +37,17 @@ struct Held {
     used: u64,
 }
 
+/// How often a pack was met since its table was read last.
+#[derive(Debug, Clone, Copy, Default)]
+struct Met {
+    times: u64,
+    /// Entries of its table, if it was read before.
+    entries: usize,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    /// How often packs were met.
-    met: HashMap<PackId, u64>,
+    met: HashMap<PackId, Met>,
     held: HashMap<u32, Held>,
     /// Which table a chunk is in, and where.
     chunks: HashMap<ChunkId, (u32, u32)>,
@@ -91,9 +101,9 @@ impl Near {
             }
             let stored_len = view.packs().get(&place.pack).copied().unwrap_or(0);
             let met = state.met.entry(place.pack).or_default();
-            *met += 1;
+            met.times += 1;
             // once only: a table that cannot be read, or is too long, is not asked for again
-            if *met == meetings(place.kind, stored_len) {
+            if met.times == meetings(place.kind, stored_len) + (met.entries / ENTRIES_A_MEETING) as u64 {
                 wanted.push(place.pack);
             }
         }
@@ -112,8 +122,8 @@ impl Near {
             let Some(oldest) = state.held.iter().min_by_key(|(_, held)| held.used).map(|(no, _)| *no) else {
                 break;
             };
-            if let Some(pack) = state.drop_table(oldest) {
-                state.met.remove(&pack);
+            if let Some(held) = state.drop_table(oldest) {
+                state.met.insert(held.pack, Met { times: 0, entries: self::weight(&held.table) });
             }
         }
         state.clock += 1;
@@ -155,8 +165,8 @@ impl State {
         Some(Location { pack: held.pack, frame, kind: chunk.kind, offset: chunk.offset, len: chunk.len })
     }
 
-    /// Drops a table; returns its pack, which is asked for again only once its meetings are forgotten.
-    fn drop_table(&mut self, number: u32) -> Option<PackId> {
+    /// Drops a table; it is asked for again only once its pack's meetings are forgotten.
+    fn drop_table(&mut self, number: u32) -> Option<Held> {
         let held = self.held.remove(&number)?;
         self.weight -= weight(&held.table);
         for chunk in &held.table.chunks {
@@ -165,7 +175,7 @@ impl State {
                 self.chunks.remove(&chunk.id);
             }
         }
-        Some(held.pack)
+        Some(held)
     }
 }
 
@@ -225,6 +235,19 @@ mod tests {
         near.keep(pack(4), table(200..301), &[]);
         assert!(found(&near, 250).is_none(), "a table that is too long is not kept");
         assert!(near.state().weight <= 100);
+    }
+
+    #[test]
+    fn a_table_that_made_room_is_wanted_again_the_later_the_longer_it_is() {
+        let near = Near { state: Mutex::default(), limit: 1000 };
+        let view = View::default();
+        let met = [(id(7), place(7))];
+        let until_wanted = || (1..).find(|_| !near.meet(&met, &view).is_empty());
+        assert_eq!(until_wanted(), Some(MIN_MET));
+        near.keep(pack(1), table(0..799), &[]);
+        near.keep(pack(2), table(2000..2500), &[]);
+        assert!(found(&near, 7).is_none());
+        assert_eq!(until_wanted(), Some(MIN_MET + (800 / ENTRIES_A_MEETING) as u64));
     }
 
     #[test]
