@@ -55,6 +55,24 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
+/// A library that is a file of text stands for one that is missing.
+#[test]
+#[cfg(feature = "libvirt")]
+fn what_asks_for_no_domain_needs_no_libvirt() {
+    let kept = Kept::new();
+    let missing = kept.vmkeep.path("missing");
+    fs::create_dir(&missing).unwrap();
+    fs::write(missing.join("libvirt.so.0"), "no library").unwrap();
+    let without =
+        |args: &[&str]| kept.vmkeep.command(args).env("LD_LIBRARY_PATH", &missing).output().unwrap();
+    let target = kept.vmkeep.path("restored.raw");
+    let restored = without(&["restore", "latest", "-o", target.to_str().unwrap()]);
+    assert_eq!(restored.status.code(), Some(0), "{}", text(&restored));
+    let refused = without(&["backup", "web01"]);
+    assert_eq!(refused.status.code(), Some(13), "{}", text(&refused));
+    assert!(text(&refused).contains("libvirt.so.0"), "{}", text(&refused));
+}
+
 #[test]
 fn usage_and_missing_things_have_their_codes() {
     let kept = Kept::new();

@@ -12,8 +12,8 @@ const LAYERS: [&[&str]; 7] = [
     &["repo"],
     &["ops"],
 ];
-/// The only file that may be unsafe: libvirt's calls that the `virt` crate lacks.
-const FFI: &str = "src/source/domain/ffi.rs";
+/// The only files that may be unsafe: libvirt's calls that the `virt` crate lacks, and loading it.
+const FFI: [&str; 2] = ["src/source/domain/ffi.rs", "src/source/domain/delay_load.rs"];
 const MAX_FILE_LINES: usize = 800;
 const MAX_FUNCTION_LINES: usize = 70;
 const MAX_MAIN_LINES: usize = 60;
@@ -295,9 +295,10 @@ fn the_format_is_pure() {
 }
 
 #[test]
-fn unsafe_code_is_in_one_file() {
+fn unsafe_code_is_in_two_files() {
     let mut problems = Vec::new();
-    for source in sources(&["src", "tests", "benches"]).iter().filter(|source| source.path != FFI) {
+    for source in sources(&["src", "tests", "benches"]).iter().filter(|source| !FFI.contains(&&*source.path))
+    {
         for (number, line) in source.code() {
             let word = concat!("un", "safe");
             let is_unsafe = [" {", "{", " fn", " impl", " extern", " trait"]

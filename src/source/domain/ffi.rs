@@ -1,4 +1,5 @@
-//! The libvirt calls that the `virt` crate lacks, or that it has with a flaw: the only unsafe code of vmkeep.
+//! The libvirt calls that the `virt` crate lacks, or that it has with a flaw: with [`delay_load`] the only
+//! unsafe code of vmkeep.
 //!
 //! `virt` 0.5 has neither checkpoints nor backup jobs nor freezing, ignores the failure of
 //! `virDomainGetBlockInfo` and panics on a NUL in a URI. Everything goes through [`Guest`], whose functions
@@ -14,6 +15,7 @@ use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::sys;
 
+use super::delay_load;
 use crate::error::{Error, Result};
 
 /// `VIR_ERR_NO_DOMAIN`
@@ -115,11 +117,12 @@ pub(super) enum Config {
 
 /// Connects read-write. Silences libvirt's own messages on stderr.
 pub(super) fn connect(uri: Option<&str>) -> Result<Connect> {
-    virt::error::clear_error_callback();
     let object = || format!("libvirt at {}", uri.unwrap_or("the default URI"));
     if uri.is_some_and(|uri| uri.contains('\0')) {
         return Err(Error::Usage(format!("the libvirt URI {:?} contains a NUL", uri.unwrap_or_default())));
     }
+    delay_load::load().map_err(|reason| Error::Unreachable { object: object(), reason })?;
+    virt::error::clear_error_callback();
     Connect::open(uri)
         .map_err(|error| Error::Unreachable { object: object(), reason: error.message().to_owned() })
 }

@@ -14,6 +14,7 @@
 
 mod bitmaps;
 mod checkpoints;
+mod delay_load;
 mod disk;
 mod ffi;
 mod live;
