@@ -23,7 +23,8 @@ const BATCH_ENTRIES: usize = 1024;
 const BATCH_QUEUE: usize = 4;
 /// DiskBytes that is handed to a sink at once, bytes.
 const WRITE_LEN: usize = 1 << 20;
-/// Memory that it may keep: of small pieces that come from all over the repository, each keeps a frame. Bytes.
+/// Memory that it may keep: of small pieces that come from all over the repository, each keeps a frame, and they are copied
+/// out of those. Bytes.
 const HELD_LEN: usize = 4 << 20;
 
 /// DiskBytes of a disk.
@@ -88,6 +89,7 @@ pub(super) fn read_disk(
                 advance,
                 missing: &missing,
                 gathered: Vec::new(),
+                copied: 0,
                 gathered_len: 0,
                 held_len: 0,
                 last: None,
@@ -208,6 +210,8 @@ struct Worker<'a, 'r> {
     advance: &'a (dyn Fn(u64) + Sync),
     missing: &'a Mutex<Vec<ByteRange>>,
     gathered: Vec<DiskBytes>,
+    /// How many of them, from the first on, keep no frame.
+    copied: usize,
     gathered_len: usize,
     held_len: usize,
     /// The chunk that was read last.
@@ -255,11 +259,27 @@ impl Worker<'_, '_> {
     }
 
     fn write_gathered(&mut self) -> Result<()> {
-        (self.gathered_len, self.held_len) = (0, 0);
+        (self.copied, self.gathered_len, self.held_len) = (0, 0, 0);
         match std::mem::take(&mut self.gathered) {
             contents if contents.is_empty() => Ok(()),
             contents => self.sink.write(contents),
         }
+    }
+
+    /// Has what was gathered keep its own bytes alone: written at once, it would be a write for each few pieces.
+    fn copy_gathered(&mut self) {
+        let mut pieces = self.gathered.drain(self.copied..).peekable();
+        let mut runs = Vec::new();
+        while let Some(first) = pieces.next() {
+            let mut bytes = first.bytes.to_vec();
+            while let Some(next) = pieces.next_if(|next| next.offset == first.offset + bytes.len() as u64) {
+                bytes.extend_from_slice(&next.bytes);
+            }
+            runs.push(DiskBytes { offset: first.offset, bytes: ChunkBytes::of(bytes) });
+        }
+        drop(pieces);
+        self.gathered.extend(runs);
+        (self.copied, self.held_len) = (self.gathered.len(), self.gathered_len);
     }
 
     fn chunk(
@@ -281,8 +301,13 @@ impl Worker<'_, '_> {
                 self.gathered.push(DiskBytes { offset: range.start(), bytes });
                 let at_leaf = range.end().is_multiple_of(READ_WINDOW);
                 let enough = self.gathered_len >= if at_leaf { WRITE_LEN / 2 } else { 2 * WRITE_LEN };
-                let enough = enough || self.held_len >= HELD_LEN;
-                if enough { self.write_gathered() } else { Ok(()) }
+                if enough {
+                    return self.write_gathered();
+                }
+                if self.held_len >= HELD_LEN {
+                    self.copy_gathered();
+                }
+                Ok(())
             }
             None => {
                 let what = format!("bytes {range} are beyond the end of chunk {id}");

@@ -93,7 +93,6 @@ pub struct ChunkBytes {
 
 impl ChunkBytes {
     /// Bytes that stand alone.
-    #[cfg(test)]
     pub(crate) fn of(bytes: Vec<u8>) -> Self {
         Self { range: 0..bytes.len(), frame: Arc::new(Frame::new(bytes)) }
     }

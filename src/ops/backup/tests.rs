@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::*;
@@ -527,6 +527,40 @@ fn a_full_cuts_anew_what_small_writes_have_left_in_pieces() {
     let again = world.backup(RequestedLevel::Is(Level::Full));
     assert_eq!((again.stats.new_bytes, again.record.disks[0].manifest), (0, full.record.disks[0].manifest));
     world.check_all();
+}
+
+/// Takes a disk's content, and counts how often.
+struct Counted(Buffer, AtomicUsize);
+
+impl Sink for Counted {
+    fn write(&self, contents: Vec<DiskBytes>) -> Result<()> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.write(contents)
+    }
+
+    fn zero(&self, range: ByteRange) -> Result<()> {
+        self.0.zero(range)
+    }
+}
+
+#[test]
+fn pieces_that_come_from_all_over_are_written_together() {
+    const LEN: u64 = 8 << 20;
+    let mut world = World::new(&[LEN]);
+    write(&mut world, 0, LEN, 1);
+    world.backup(RequestedLevel::Auto);
+    (0..LEN / BLOCK / 2).for_each(|block| write(&mut world, block * 2 * BLOCK, BLOCK, 100 + block));
+    let report = world.backup(RequestedLevel::Auto);
+    assert_eq!(report.record.level, Level::Incremental);
+    let (_, view) = world.repository.refresh(&Recorder::new()).unwrap();
+    let reader = ChunkReader::new(&world.repository, &view);
+    let sink = Counted(Buffer(Mutex::new(vec![0xee; LEN as usize])), AtomicUsize::new(0));
+    let manifest = &report.record.disks[0].manifest;
+    read_disk(&world.repository, &reader, manifest, &sink, OnDamage::Fail, &Recorder::new(), &|_| {})
+        .unwrap();
+    assert!(*sink.0.0.lock().unwrap() == *world.content(0));
+    // each piece is of another frame than the one before it; a MiB at a time is 8
+    assert!(sink.1.into_inner() <= 16);
 }
 
 #[test]

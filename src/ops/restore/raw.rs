@@ -25,7 +25,7 @@ const WINDOW_LEN: usize = 1 << 20;
 /// Windows that are filled, wait or are written.
 const WINDOWS: usize = 16;
 /// Threads that wait for the disk.
-const WRITERS: usize = 2;
+const WRITERS: usize = 4;
 
 /// Content of the file that lies together.
 struct Window {
