@@ -228,17 +228,19 @@ impl Comparer<'_> {
     /// Marks the blocks of `new`, which is what was read of the chunk's entry at `at`, that differ from the chunk.
     fn mark_against_chunk(&self, chunk: &OldChunk, new: &[u8], at: Range<u64>, marks: &mut Blocks) {
         let id = chunk.id;
-        // a chunk that is still there as a whole need not be read from the repository
-        let is_whole = at == chunk.range && chunk.offset == 0;
-        if is_whole && self.hasher.chunk_id(ChunkKind::Data, new) == id {
-            return;
-        }
         // where in the chunk the entry ends, which is mostly the chunk's end
         let len = u64::from(chunk.offset) + (chunk.range.end - chunk.range.start);
         let skip = u64::from(chunk.offset) + (at.start - chunk.range.start);
         let mut last = self.last.borrow_mut();
+        // where a chunk differed its frame is at hand: what stands behind it there is compared as it is, since hashing the new
+        // content tells less and takes as long as checking the old
         let behind =
             last.as_ref().and_then(|last| self.reader.read_behind(last, ChunkKind::Data, id, to_u32(len)));
+        // else a chunk that is still there as a whole need not be read from the repository
+        let is_whole = at == chunk.range && chunk.offset == 0;
+        if behind.is_none() && is_whole && self.hasher.chunk_id(ChunkKind::Data, new) == id {
+            return;
+        }
         let found = behind.or_else(|| self.reader.read_at(ChunkKind::Data, id, chunk.place.as_slice()).ok());
         match found.as_ref().and_then(|found| slice(found, skip, skip + new.len() as u64)) {
             Some(old) => marks.mark_differing(old, new, at.start),
