@@ -12,7 +12,10 @@ mod pack;
 mod salvage;
 
 pub use cutter::Cutter;
-pub use frame::{EncodedFrame, FrameBuilder, FramedChunk, RawChunk, RawFrame, open_frame, open_frame_into};
+pub use frame::{
+    DEFAULT_ZSTD_LEVEL, EncodedFrame, FrameBuilder, FramedChunk, RawChunk, RawFrame, open_frame,
+    open_frame_into,
+};
 pub use hasher::IdHasher;
 pub use pack::{FinishedPack, PackBuilder, read_pack_table, read_short_pack_table};
 pub use salvage::{Salvage, SalvagedFrame};

@@ -20,7 +20,7 @@ pub struct Args {
     /// Average length of a chunk, a power of two between 4K and 256K
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
     chunk_size: Option<u64>,
-    /// zstd level of disk content
+    /// zstd level of disk content, from -7 (quick) to 22 (small); 3 if not given
     #[arg(long, value_name = "LEVEL", allow_negative_numbers = true)]
     compression: Option<i32>,
 }

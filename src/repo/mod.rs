@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use crate::chunk::{Cutter, IdHasher};
+use crate::chunk::{Cutter, DEFAULT_ZSTD_LEVEL, IdHasher};
 use crate::error::{Context, Error, FormatFault, Result};
 use crate::format::config::{Config, CutterParams, StorageTraits};
 use crate::format::limits::FORMAT_VERSION;
@@ -126,7 +126,7 @@ pub struct CreateOptions {
 
 impl Default for CreateOptions {
     fn default() -> Self {
-        Self { cutter: CutterParams::default(), zstd_level: 3 }
+        Self { cutter: CutterParams::default(), zstd_level: DEFAULT_ZSTD_LEVEL }
     }
 }
 
