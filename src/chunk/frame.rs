@@ -223,8 +223,8 @@ impl RawFrame {
 pub const DEFAULT_ZSTD_LEVEL: i32 = 3;
 
 /// Returns what compresses frames. At the default level its tables are smaller than zstd's own choice for a MiB, 320 KiB
-/// together: they stay in the caches of a processor that does everything else besides, which takes 5% of a first backup's
-/// CPU time for 0.8% more bytes.
+/// together: they stay in the caches of a processor that does everything else besides, which saves 5% of a first backup's
+/// CPU time at 0.8% more bytes.
 fn compressor(level: i32) -> std::io::Result<Compressor<'static>> {
     let mut compressor = Compressor::new(level)?;
     if level == DEFAULT_ZSTD_LEVEL {

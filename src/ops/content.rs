@@ -268,17 +268,12 @@ impl Worker<'_, '_> {
 
     /// Has what was gathered keep its own bytes alone: written at once, it would be a write for each few pieces.
     fn copy_gathered(&mut self) {
-        let mut pieces = self.gathered.drain(self.copied..).peekable();
-        let mut runs = Vec::new();
-        while let Some(first) = pieces.next() {
-            let mut bytes = first.bytes.to_vec();
-            while let Some(next) = pieces.next_if(|next| next.offset == first.offset + bytes.len() as u64) {
-                bytes.extend_from_slice(&next.bytes);
-            }
-            runs.push(DiskBytes { offset: first.offset, bytes: ChunkBytes::of(bytes) });
-        }
-        drop(pieces);
-        self.gathered.extend(runs);
+        let pieces = self.gathered.split_off(self.copied);
+        let meets = |a: &DiskBytes, b: &DiskBytes| a.offset + a.bytes.len() as u64 == b.offset;
+        self.gathered.extend(pieces.chunk_by(meets).map(|run| {
+            let bytes = run.iter().map(|piece| &*piece.bytes).collect::<Vec<&[u8]>>().concat();
+            DiskBytes { offset: run.first().map_or(0, |first| first.offset), bytes: ChunkBytes::of(bytes) }
+        }));
         (self.copied, self.held_len) = (self.gathered.len(), self.gathered_len);
     }
 

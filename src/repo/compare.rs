@@ -239,6 +239,8 @@ impl Comparer<'_> {
         // else a chunk that is still there as a whole need not be read from the repository
         let is_whole = at == chunk.range && chunk.offset == 0;
         if behind.is_none() && is_whole && self.hasher.chunk_id(ChunkKind::Data, new) == id {
+            // what stands behind the last one was something else: not to be hashed for each chunk that is as long
+            *last = None;
             return;
         }
         let found = behind.or_else(|| self.reader.read_at(ChunkKind::Data, id, chunk.place.as_slice()).ok());

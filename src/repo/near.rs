@@ -19,7 +19,7 @@ const ENTRY_LEN: usize = 48;
 /// A table that had to make room is read again once its pack was met for each so many of its entries: by then look-ups have
 /// taken about as long as the table takes. Where more tables are in use than there is room for, few are read over and over.
 const ENTRIES_A_MEETING: usize = 8;
-/// Packs of which it is known how often they were met; 48 bytes each.
+/// Packs of which it is known how often they were met, and which tables made room; then all is forgotten. 48 bytes each.
 const MAX_MET_PACKS: usize = 4096;
 /// A pack's table is read once so many of its chunks were looked up, and more of a long pack: by then look-ups in an index
 /// that is in memory have taken about as long as the table takes.
@@ -37,11 +37,11 @@ struct Held {
     used: u64,
 }
 
-/// How often a pack was met since its table was read last.
+/// How often a pack was met, since the start or since its table made room.
 #[derive(Debug, Clone, Copy, Default)]
 struct Met {
     times: u64,
-    /// Entries of its table, if it was read before.
+    /// Entries of its table, if that made room.
     entries: usize,
 }
 
@@ -165,7 +165,7 @@ impl State {
         Some(Location { pack: held.pack, frame, kind: chunk.kind, offset: chunk.offset, len: chunk.len })
     }
 
-    /// Drops a table; it is asked for again only once its pack's meetings are forgotten.
+    /// Drops a table. Its pack's meetings stay: unless the caller forgets them, it is not asked for again.
     fn drop_table(&mut self, number: u32) -> Option<Held> {
         let held = self.held.remove(&number)?;
         self.weight -= weight(&held.table);

@@ -529,6 +529,30 @@ fn a_full_cuts_anew_what_small_writes_have_left_in_pieces() {
     world.check_all();
 }
 
+#[test]
+fn what_stands_between_changes_is_as_it_was() {
+    let mut world = World::new(&[4 << 20]);
+    write(&mut world, 0, 4 << 20, 1);
+    world.backup(RequestedLevel::Auto);
+    // so that what stands behind a chunk on the disk does not in its frame
+    write(&mut world, 1 << 20, 64 * BLOCK, 2);
+    world.backup(RequestedLevel::Auto);
+    for round in 0..4 {
+        let places = [0, 5, 6, 40, 200, 256, 257, 290, 319, 320, 321, 700, 1023];
+        world.disk(0).bitmaps.values_mut().for_each(|bitmap| {
+            *bitmap = std::iter::once(ByteRange::new(0, 4 << 20).unwrap()).collect();
+        });
+        for place in places {
+            write(&mut world, (place + 3 * round) % 1024 * BLOCK, BLOCK, 1000 * (round + 1) + place);
+        }
+        let report = world.backup(RequestedLevel::Auto);
+        assert_eq!(report.record.level, Level::Incremental);
+        assert_eq!(report.stats.read_bytes, 4 << 20);
+        assert_eq!(report.stats.changed_bytes, places.len() as u64 * BLOCK);
+    }
+    world.check_all();
+}
+
 /// Takes a disk's content, and counts how often.
 struct Counted(Buffer, AtomicUsize);
 

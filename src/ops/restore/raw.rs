@@ -24,7 +24,7 @@ const MIN_HOLE_LEN: usize = 16 << 10;
 const WINDOW_LEN: usize = 1 << 20;
 /// Windows that are filled, wait or are written.
 const WINDOWS: usize = 16;
-/// Threads that wait for the disk.
+/// Threads that wait for the disk: with two of them it was idle at times.
 const WRITERS: usize = 4;
 
 /// Content of the file that lies together.

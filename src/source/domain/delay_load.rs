@@ -2,8 +2,9 @@
 //!
 //! libvirt brings some fifty libraries along, and a program that is linked with them reads them all at each start, even to
 //! list points: 80 ms where they are not in memory. So the functions that vmkeep and the `virt` crate call are defined here,
-//! and each calls the one of the same name in the library: the linker finds nothing left that it would need the library
-//! for. A host without libvirt can restore.
+//! and each calls the one of the same name in the library. LLD, which Rust brings along for x86-64 since 1.90, then finds
+//! nothing that it would need the library for, and a host without libvirt can restore. Other linkers (GNU ld, gold) count
+//! functions of `virt` that nobody calls: what they link works, but needs the library as before.
 
 #![allow(unsafe_code)] // the calls below are C
 
@@ -17,7 +18,7 @@ use virt::sys::{
     virErrorFunc, virErrorPtr,
 };
 
-/// Looks the functions up, the first time. No other function of libvirt may be called before.
+/// Looks the functions up, the first time: before any of them is called, so that a library that is missing is an error.
 ///
 /// # Errors
 /// Says which library cannot be loaded, or what it lacks.
@@ -27,28 +28,26 @@ pub(super) fn load() -> Result<(), String> {
 
 static FUNCTIONS: OnceLock<Result<Functions, String>> = OnceLock::new();
 
-/// Returns the functions that `load` has found.
+/// Returns the functions that `load` finds.
 fn functions() -> &'static Functions {
-    match FUNCTIONS.get() {
-        Some(Ok(functions)) => functions,
-        // there is no connection before `load` has succeeded, and nothing that a caller in C would be told instead
-        _ => std::process::abort(),
+    match FUNCTIONS.get_or_init(Functions::look_up) {
+        Ok(functions) => functions,
+        // no connection is opened without them, and there is nothing that a caller in C could be told instead
+        Err(_) => std::process::abort(),
     }
 }
 
 fn open(name: &str) -> Result<ManuallyDrop<Library>, String> {
     // SAFETY: libvirt's libraries may be loaded at any time by any thread. They stay until the program ends: their threads
     // and what they registered to be called at its end do.
-    unsafe { Library::new(name) }.map(ManuallyDrop::new).map_err(|error| format!("{name}: {error}"))
+    unsafe { Library::new(name) }.map(ManuallyDrop::new).map_err(|error| error.to_string())
 }
 
 /// # Safety
 /// The function has this type.
-unsafe fn find<T: Copy>(library: &ManuallyDrop<Library>, file: &str, name: &str) -> Result<T, String> {
+unsafe fn find<T: Copy>(library: &ManuallyDrop<Library>, name: &str) -> Result<T, String> {
     // SAFETY: as the caller promises; the library stays.
-    unsafe { library.get::<T>(name.as_bytes()) }
-        .map(|found| *found)
-        .map_err(|error| format!("{file}: {error}"))
+    unsafe { library.get::<T>(name.as_bytes()) }.map(|found| *found).map_err(|error| error.to_string())
 }
 
 macro_rules! delayed {
@@ -62,11 +61,13 @@ macro_rules! delayed {
             fn look_up() -> Result<Self, String> {
                 $(let $library = open($file)?;)*
                 Ok(Self {
-                    // SAFETY: the types are those of libvirt's headers, which never change a function.
-                    $($($name: unsafe { find(&$library, $file, stringify!($name)) }?,)*)*
+                    // SAFETY: the types are those of libvirt's headers, as compared below; they never change a function.
+                    $($($name: unsafe { find(&$library, stringify!($name)) }?,)*)*
                 })
             }
         }
+
+        $($(const _: unsafe extern "C" fn($($type),*) $(-> $result)? = virt::sys::$name;)*)*
 
         $($(
             #[unsafe(no_mangle)]
