@@ -9,6 +9,8 @@ from lab import HistoryDomain
 from meter import Failed, cold, output, say, warm
 from tools import Vmkeep
 
+#: the work that has nothing to store
+UNCHANGED = "full, nothing changed"
 #: what the functions of a stage are called, in order: the first that fits counts
 STAGES = [
     ("compressing", r"^(ZSTD_(compress|encode|seqToCodes|splitBlock|recordFingerprint|entropy|build(?!.*DTable|.*FSETable_body)|reduce"
@@ -85,7 +87,7 @@ def profile(program, folder, results, history, lab):
         cold()
         note("incremental by dirty bitmap", "-c", domain.uri(), "backup", "-q", domain.name, "-l", "inc")
         warm(later)
-        note("full, nothing changed", "backup", "-q", "--file", later, "--name", "db")
+        note(UNCHANGED, "backup", "-q", "--file", later, "--name", "db")
         note("restore", "restore", "-q", "db", "--to", f"vda={out}")
         note("verify --data", "verify", "-q", "--data")
         tool.vmkeep("forget", "-q", "-y", "--force", *tool.points["db.T0"])

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{VMKEEP, Vmkeep, number, point, run, text};
+use crate::support::{Vmkeep, number, point, run, text};
 
 /// A repository with two points of a disk of 2 MiB, and the disk.
 struct Kept {
@@ -60,7 +60,7 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 #[cfg(feature = "libvirt")]
 fn what_asks_for_no_domain_needs_no_libvirt() {
     let linked_by = b"Linker: LLD";
-    if !fs::read(VMKEEP).unwrap().windows(linked_by.len()).any(|text| text == linked_by) {
+    if !fs::read(crate::support::VMKEEP).unwrap().windows(linked_by.len()).any(|text| text == linked_by) {
         // other linkers have each command need the library: see src/source/domain/delay_load.rs
         return;
     }
