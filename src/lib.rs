@@ -39,8 +39,8 @@
 //! | | the program | arguments to options, reports to text or JSON, errors to exit codes |
 //!
 //! The library never prints, reads the environment or asks the clock except through its arguments. `unsafe` code is in two
-//! files, for the calls to libvirt that the `virt` crate lacks and for loading its library when a domain is asked for. libvirt and
-//! RocksDB are features, both on by default.
+//! files, for the calls to libvirt that the `virt` crate lacks and for loading its library when a domain is asked for.
+//! libvirt and RocksDB are features, both on by default.
 //!
 //! # Invariants
 //!

@@ -13,6 +13,9 @@ use crate::format::node::ChunkKind;
 use crate::format::pack::{FRAME_HEADER_LEN, FrameEntry, FrameHeader};
 use crate::id::ChunkId;
 
+/// The level that new repositories get.
+pub const DEFAULT_ZSTD_LEVEL: i32 = 3;
+
 /// Largest target of a frame's plaintext, bytes: with one more chunk and the list it is below
 /// [`MAX_FRAME_RAW_LEN`].
 const MAX_TARGET_LEN: u32 = 2 << 20;
@@ -218,9 +221,6 @@ impl RawFrame {
         self.chunks.iter().scan(list_len, place).collect()
     }
 }
-
-/// The level that new repositories get.
-pub const DEFAULT_ZSTD_LEVEL: i32 = 3;
 
 /// Returns what compresses frames. At the default level its tables are smaller than zstd's own choice for a MiB, 320 KiB
 /// together: they stay in the caches of a processor that does everything else besides, which saves 5% of a first backup's

@@ -1,6 +1,7 @@
 //! `vmkeep init`.
 
 use serde::Serialize;
+use vmkeep::chunk::DEFAULT_ZSTD_LEVEL;
 use vmkeep::error::{Error, Result};
 use vmkeep::format::config::CutterParams;
 use vmkeep::repo::{CreateOptions, Repository};
@@ -20,9 +21,9 @@ pub struct Args {
     /// Average length of a chunk, a power of two between 4K and 256K
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
     chunk_size: Option<u64>,
-    /// zstd level of disk content, from -7 (quick) to 22 (small); 3 if not given
-    #[arg(long, value_name = "LEVEL", allow_negative_numbers = true)]
-    compression: Option<i32>,
+    /// zstd level of disk content, from -7 (quick) to 22 (small)
+    #[arg(long, value_name = "LEVEL", default_value_t = DEFAULT_ZSTD_LEVEL, allow_negative_numbers = true)]
+    compression: i32,
 }
 
 #[derive(Debug, Serialize)]
@@ -38,7 +39,7 @@ struct InitView<'a> {
 /// There is a repository already; the storage is not fit to hold one.
 pub fn run(args: &Args, app: &App) -> Result<Exit> {
     let url = app.settings.repository()?;
-    let mut options = CreateOptions::default();
+    let mut options = CreateOptions { zstd_level: args.compression, ..CreateOptions::default() };
     if let Some(average) = args.chunk_size {
         let average = u32::try_from(average)
             .ok()
@@ -52,9 +53,6 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
             max_len: average * 4,
             ..options.cutter
         };
-    }
-    if let Some(level) = args.compression {
-        options.zstd_level = level;
     }
     let repository = Repository::create(storage::create_url(url)?, &options, &work::environment()?)?;
     let id = repository.id().to_hex();

@@ -123,7 +123,7 @@ impl Near {
                 break;
             };
             if let Some(held) = state.drop_table(oldest) {
-                state.met.insert(held.pack, Met { times: 0, entries: self::weight(&held.table) });
+                state.met.insert(held.pack, Met { times: 0, entries: held.weight() });
             }
         }
         state.clock += 1;
@@ -143,6 +143,12 @@ impl Near {
 
 fn weight(table: &PackTable) -> usize {
     table.chunks.len() + table.frames.len()
+}
+
+impl Held {
+    fn weight(&self) -> usize {
+        weight(&self.table)
+    }
 }
 
 /// Returns how often a pack is met before its table is read.
@@ -168,7 +174,7 @@ impl State {
     /// Drops a table. Its pack's meetings stay: unless the caller forgets them, it is not asked for again.
     fn drop_table(&mut self, number: u32) -> Option<Held> {
         let held = self.held.remove(&number)?;
-        self.weight -= weight(&held.table);
+        self.weight -= held.weight();
         for chunk in &held.table.chunks {
             // of a chunk in several packs, the last one is known
             if self.chunks.get(&chunk.id).is_some_and(|(of, _)| *of == number) {
