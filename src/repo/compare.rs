@@ -4,7 +4,7 @@
 //! compared in blocks of 4 KiB with what the predecessor says is there, and only runs of blocks that
 //! differ are cut. An unchanged range keeps the predecessor's entries, whatever they look like.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::reader::{ChunkBytes, ChunkReader};
@@ -95,8 +95,8 @@ pub(super) struct Comparer<'a> {
     pub cutter: &'a Cutter,
     /// Leaves with more entries than cutting makes are cut anew.
     pub recut: bool,
-    /// The predecessor's chunk that was read last: the next one mostly stands behind it.
-    pub last: RefCell<Option<ChunkBytes>>,
+    /// The frame, by pack and first byte, that was read last: the next chunk of the predecessor mostly stands in it.
+    pub last: Cell<Option<(PackId, u32)>>,
 }
 
 impl Comparer<'_> {
@@ -228,27 +228,30 @@ impl Comparer<'_> {
     /// Marks the blocks of `new`, which is what was read of the chunk's entry at `at`, that differ from the chunk.
     fn mark_against_chunk(&self, chunk: &OldChunk, new: &[u8], at: Range<u64>, marks: &mut Blocks) {
         let id = chunk.id;
-        // where in the chunk the entry ends, which is mostly the chunk's end
-        let len = u64::from(chunk.offset) + (chunk.range.end - chunk.range.start);
-        let skip = u64::from(chunk.offset) + (at.start - chunk.range.start);
-        let mut last = self.last.borrow_mut();
-        // where a chunk differed its frame is at hand: what stands behind it there is compared as it is, since hashing the new
-        // content tells less and takes as long as checking the old
-        let behind =
-            last.as_ref().and_then(|last| self.reader.read_behind(last, ChunkKind::Data, id, to_u32(len)));
-        // else a chunk that is still there as a whole need not be read from the repository
+        let frame = chunk.place.map(|place| (place.pack, place.frame.offset));
+        // a chunk that is still there as a whole need not be read from the repository
         let is_whole = at == chunk.range && chunk.offset == 0;
-        if behind.is_none() && is_whole && self.hasher.chunk_id(ChunkKind::Data, new) == id {
-            // what stands behind the last one was something else: not to be hashed for each chunk that is as long
-            *last = None;
+        // where a chunk of its frame differed the frame is at hand: what else stands there is compared as it is, since hashing
+        // the new content tells less and takes as long as checking the old
+        let is_at_hand = frame.is_some() && self.last.get() == frame;
+        if is_whole && !is_at_hand && self.hasher.chunk_id(ChunkKind::Data, new) == id {
             return;
         }
-        let found = behind.or_else(|| self.reader.read_at(ChunkKind::Data, id, chunk.place.as_slice()).ok());
+        self.last.set(frame);
+        let skip = u64::from(chunk.offset) + (at.start - chunk.range.start);
+        let found = chunk.place.and_then(|place| self.reader.peek(&place).ok());
+        let old = found.as_ref().and_then(|found| slice(found, skip, skip + new.len() as u64));
+        // what is damaged may differ too, but nothing of it is kept then
+        if old.is_some_and(|old| marks.all_differ(old, new, at.start)) {
+            return marks.mark(at);
+        }
+        let is_sound = |found: &ChunkBytes| self.reader.is_chunk(ChunkKind::Data, id, found);
+        let found = found.filter(is_sound);
+        let found = found.or_else(|| self.reader.read_at(ChunkKind::Data, id, chunk.place.as_slice()).ok());
         match found.as_ref().and_then(|found| slice(found, skip, skip + new.len() as u64)) {
             Some(old) => marks.mark_differing(old, new, at.start),
             None => marks.mark(at),
         }
-        *last = found;
     }
 
     /// Splits a changed run of a data piece at its zeroes and cuts the rest.
@@ -362,18 +365,30 @@ impl Blocks {
         }
     }
 
-    /// Calls `differs` with each part of `len` bytes at `start` that lies within one block.
-    fn mark_if(&mut self, start: u64, len: usize, mut differs: impl FnMut(Range<usize>) -> bool) {
-        let mut done = 0;
-        while done < len {
-            let position = start + done as u64;
-            let to_boundary = BLOCK_LEN - (position - self.base) % BLOCK_LEN;
+    /// Returns the parts of `len` bytes at `start` that lie within one block each.
+    fn parts(&self, start: u64, len: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (base, mut done) = (self.base, 0_usize);
+        std::iter::from_fn(move || {
+            let to_boundary = BLOCK_LEN - (start + done as u64 - base) % BLOCK_LEN;
             let part = done..len.min(done.saturating_add(to_usize(to_boundary)));
             done = part.end;
-            if differs(part.clone()) {
-                self.mark(position..position + (part.end - part.start) as u64);
+            (!part.is_empty()).then_some(part)
+        })
+    }
+
+    /// Marks the blocks of `len` bytes at `start` of which `differs` says so.
+    fn mark_if(&mut self, start: u64, len: usize, differs: impl Fn(Range<usize>) -> bool) {
+        for part in self.parts(start, len) {
+            let range = start + part.start as u64..start + part.end as u64;
+            if differs(part) {
+                self.mark(range);
             }
         }
+    }
+
+    /// Returns true if none of the blocks of `new`, which is at `start`, is as it was.
+    fn all_differ(&self, old: &[u8], new: &[u8], start: u64) -> bool {
+        self.parts(start, new.len()).all(|part| old.get(part.clone()) != new.get(part))
     }
 
     fn mark_nonzero(&mut self, new: &[u8], start: u64) {

@@ -8,7 +8,7 @@
 //! One leaf's range is the unit of work. Results are put in order before they reach the tree and the
 //! packs, so that content stands in packs as it stands on the disk.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -353,7 +353,7 @@ fn compare_leaves(
         hasher: repository.hasher(),
         cutter: repository.cutter(),
         recut,
-        last: RefCell::new(None),
+        last: Cell::new(None),
     };
     let cursor = predecessor.map(|manifest| Cursor::new(repository.geometry(), &manifest, reader));
     let mut cursor = match cursor.transpose() {

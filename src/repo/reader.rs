@@ -12,7 +12,7 @@ use super::near::Near;
 use super::resort::LastResort;
 use super::rules::Rule;
 use super::view::View;
-use crate::chunk;
+use crate::chunk::{self, IdHasher};
 use crate::error::{Error, FormatFault, Result};
 use crate::format::name::ObjectName;
 use crate::format::node::{ChunkKind, Node};
@@ -69,11 +69,17 @@ struct Frame {
     plain: Vec<u8>,
     /// The list at its front, once somebody has asked what stands where; empty if it cannot be read. 12 bytes a chunk.
     chunks: OnceLock<Vec<FrameChunk>>,
+    /// The chunks that are what they should be. Small writes leave pieces of one chunk apart from each other, and each piece is
+    /// read for itself.
+    checked: Mutex<Vec<Checked>>,
 }
+
+/// A chunk whose bytes were checked against its id: where it stands, what it is.
+type Checked = (Range<usize>, ChunkKind, ChunkId);
 
 impl Frame {
     fn new(plain: Vec<u8>) -> Self {
-        Self { plain, chunks: OnceLock::new() }
+        Self { plain, chunks: OnceLock::new(), checked: Mutex::default() }
     }
 
     /// Returns the chunk that begins at byte `start` of the plaintext.
@@ -81,6 +87,21 @@ impl Frame {
         let chunks = self.chunks.get_or_init(|| frame_chunks(&self.plain).unwrap_or_default());
         let at = chunks.binary_search_by_key(&start, |chunk| chunk.offset as usize).ok()?;
         chunks.get(at)
+    }
+
+    /// Returns true if the chunk stands there. Its bytes are hashed once.
+    fn has(&self, hasher: &IdHasher, range: &Range<usize>, kind: ChunkKind, id: ChunkId) -> bool {
+        let Some(bytes) = self.plain.get(range.clone()) else { return false };
+        let wanted: Checked = (range.clone(), kind, id);
+        let checked = || self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if checked().contains(&wanted) {
+            return true;
+        }
+        let is_whole = hasher.chunk_id(kind, bytes) == id;
+        if is_whole {
+            checked().push(wanted);
+        }
+        is_whole
     }
 }
 
@@ -428,9 +449,28 @@ impl<'a> ChunkReader<'a> {
         // another chunk's length is mostly another one, which is cheaper to see than another hash
         before.frame.chunk_at(start).filter(|chunk| chunk.len == len && chunk.kind == kind)?;
         let range = start..start.checked_add(len as usize)?;
-        let bytes = before.frame.plain.get(range.clone())?;
-        (self.repository.hasher().chunk_id(kind, bytes) == id)
-            .then(|| ChunkBytes { frame: Arc::clone(&before.frame), range })
+        let is_it = before.frame.has(self.repository.hasher(), &range, kind, id);
+        is_it.then(|| ChunkBytes { frame: Arc::clone(&before.frame), range })
+    }
+
+    /// Returns what stands at a place, unchecked: whoever relies on it asks [`ChunkReader::is_chunk`] first.
+    ///
+    /// # Errors
+    /// The fault of the place.
+    pub fn peek(&self, place: &Location) -> Result<ChunkBytes> {
+        let frame = self.frame(place.pack, &place.frame)?;
+        let start = place.offset as usize;
+        let range = start..start.saturating_add(place.len as usize);
+        if range.end > frame.plain.len() {
+            let fault = FormatFault::Truncated { found: frame.plain.len() as u64, needed: range.end as u64 };
+            return Err(Error::malformed(ObjectName::Pack(place.pack), fault));
+        }
+        Ok(ChunkBytes { frame, range })
+    }
+
+    /// Returns true if these bytes are the chunk.
+    pub fn is_chunk(&self, kind: ChunkKind, id: ChunkId, bytes: &ChunkBytes) -> bool {
+        bytes.frame.has(self.repository.hasher(), &bytes.range, kind, id)
     }
 
     /// Returns a chunk from the first of `places` that has it whole, else from wherever it can be found.
@@ -499,18 +539,11 @@ impl<'a> ChunkReader<'a> {
     }
 
     fn read_place(&self, kind: ChunkKind, id: ChunkId, place: &Location) -> Result<ChunkBytes> {
-        let frame = self.frame(place.pack, &place.frame)?;
-        let start = place.offset as usize;
-        let range = start..start.saturating_add(place.len as usize);
-        let name = ObjectName::Pack(place.pack);
-        let Some(bytes) = frame.plain.get(range.clone()) else {
-            let fault = FormatFault::Truncated { found: frame.plain.len() as u64, needed: range.end as u64 };
-            return Err(Error::malformed(name, fault));
-        };
-        if self.repository.hasher().chunk_id(kind, bytes) != id {
-            return Err(Error::malformed(name, FormatFault::ChunkId { expected: id }));
+        let bytes = self.peek(place)?;
+        if self.is_chunk(kind, id, &bytes) {
+            return Ok(bytes);
         }
-        Ok(ChunkBytes { frame, range })
+        Err(Error::malformed(ObjectName::Pack(place.pack), FormatFault::ChunkId { expected: id }))
     }
 
     /// Reads a frame, unless it was read lately.

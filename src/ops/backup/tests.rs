@@ -9,7 +9,7 @@ use super::*;
 use crate::buffer::Payload;
 use crate::error::{Error, Result};
 use crate::extent::{ByteRange, RangeSet};
-use crate::format::name::ObjectName;
+use crate::format::name::{Folder, ObjectName};
 use crate::format::point::{Consistency, Level, SourceKind};
 use crate::format::session::SessionKind;
 use crate::id::PointId;
@@ -28,6 +28,7 @@ use crate::repo::session::Session;
 use crate::repo::writer::write_session;
 use crate::repo::{CreateOptions, Environment, Repository, Timing};
 use crate::source::{DiskSource, READ_WINDOW};
+use crate::storage::Storage;
 use crate::storage::memory::MemoryStorage;
 
 /// What one bit of a dirty bitmap stands for.
@@ -551,6 +552,30 @@ fn what_stands_between_changes_is_as_it_was() {
         assert_eq!(report.stats.changed_bytes, places.len() as u64 * BLOCK);
     }
     world.check_all();
+}
+
+/// Every third block is written, and so is, with a damaged chunk, what was to stay of it.
+#[test]
+fn nothing_of_a_damaged_chunk_is_kept() {
+    let mut world = World::new(&[4 << 20]);
+    write(&mut world, 0, 4 << 20, 1);
+    world.backup(RequestedLevel::Auto);
+    let packs = world.storage.list(Folder::Packs).unwrap();
+    let data = packs.iter().max_by_key(|listed| listed.len).unwrap();
+    assert!(data.len > 4 << 20, "noise is stored as it is, in one pack");
+    world.storage.tamper(data.name, |mut bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        Some(bytes)
+    });
+    world.reopen();
+    let written = 1024 / 3 * BLOCK;
+    (0..1024 / 3).for_each(|block| write(&mut world, block * 3 * BLOCK, BLOCK, 100 + block));
+    let report = world.backup(RequestedLevel::Auto);
+    assert_eq!(report.record.level, Level::Incremental);
+    let more = report.stats.changed_bytes - written;
+    assert!((BLOCK..=64 << 10).contains(&more), "one chunk more: {more}");
+    world.check_restore(1);
 }
 
 /// Takes a disk's content, and counts how often.
