@@ -1,5 +1,6 @@
 //! What most commands begin with: the repository opened, the progress shown, the points selected.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::ZonedDateTime;
@@ -17,7 +18,8 @@ use super::{App, signals};
 pub struct Work {
     pub repository: Repository,
     pub progress: Progress,
-    pub now: ZonedDateTime,
+    /// When it was asked for first, in the zone of the system: to find out which one that is takes a directory of 600 files.
+    pub now: LazyLock<ZonedDateTime>,
 }
 
 /// Returns who and when we are.
@@ -73,7 +75,7 @@ impl Work {
         let progress = Progress::new(&app.output, app.settings.progress_fps.as_ref().map(|(fps, _)| *fps));
         let cache_dir = app.settings.cache_dir.as_ref().map(|(path, _)| path.as_path());
         let repository = Repository::open(storage, cache_dir, &environment()?, &progress)?;
-        Ok(Self { repository, progress, now: ZonedDateTime::now() })
+        Ok(Self { repository, progress, now: LazyLock::new(ZonedDateTime::now) })
     }
 
     /// Makes signals ask the work to stop instead of ending the program. Called once all questions are answered.
