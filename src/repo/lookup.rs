@@ -21,13 +21,16 @@ use crate::monitor::Monitor;
 const SALVAGED_CHUNK_LEN: usize = 48;
 
 impl Repository {
-    /// Opens the index in the cache directory; whatever is wrong with it, there is an index afterwards.
+    /// Opens the index in the cache directory, the first time; whatever is wrong with it, there is an index afterwards. Who
+    /// only wants to know which points there are needs none.
     pub(super) fn open_local_index(&self, monitor: &dyn Monitor) {
-        let opened = index::open_index(self.cache_dir.as_deref(), self.id());
-        for note in &opened.notes {
-            monitor.note(note);
-        }
-        self.replace_index(opened.index.into());
+        self.index_opened.call_once(|| {
+            let opened = index::open_index(self.cache_dir.as_deref(), self.id());
+            for note in &opened.notes {
+                monitor.note(note);
+            }
+            self.replace_index(opened.index.into());
+        });
     }
 
     fn replace_index(&self, index: Arc<dyn Index>) {
@@ -38,6 +41,7 @@ impl Repository {
     }
 
     fn current_index(&self) -> Arc<dyn Index> {
+        self.open_local_index(&crate::monitor::Recorder::new());
         match self.index.read() {
             Ok(slot) => Arc::clone(&slot),
             Err(poisoned) => Arc::clone(&poisoned.into_inner()),
@@ -83,9 +87,12 @@ impl Repository {
             Result::Ok(marks)
         };
         let early = if marks_first { marks()? } else { Marks::default() };
-        let catalog = self.catalog(monitor)?;
-        self.synchronize(&catalog, monitor)?;
-        let mut view = View::load(self.storage(), self.id(), early)?;
+        let catalog = std::thread::scope(|scope| {
+            // both mostly wait for the disk
+            (!self.index_opened.is_completed()).then(|| scope.spawn(|| self.open_local_index(monitor)));
+            self.catalog(monitor)
+        })?;
+        let mut view = self.synchronize(&catalog, early, monitor)?;
         if !marks_first {
             view.set_marks(marks()?);
         }
@@ -93,23 +100,34 @@ impl Repository {
         Ok((catalog, view))
     }
 
+    /// Brings the index up to date, and meanwhile looks at what its segments speak of: `marks` were read before.
+    ///
     /// One at a time: two would write one file, and to a listing that is older than the index it would look as if a prune
     /// had been there.
-    fn synchronize(&self, catalog: &Catalog, monitor: &dyn Monitor) -> Result<()> {
+    fn synchronize(&self, catalog: &Catalog, marks: Marks, monitor: &dyn Monitor) -> Result<View> {
         let _turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         let listed = self.segments()?;
+        std::thread::scope(|scope| {
+            // what is listed after the segments has all that they place
+            let view = scope.spawn(|| View::load(self.storage(), self.id(), marks));
+            self.update_index(&listed, catalog, monitor)?;
+            view.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn update_index(&self, listed: &[SegmentId], catalog: &Catalog, monitor: &dyn Monitor) -> Result<()> {
         let index = self.current_index();
         let counts = |owner| self.counts(owner, catalog);
         // sessions that look something up meanwhile wait: it would seem to be lost
-        let is_filled = !index::has_others_than(index.as_ref(), &listed, &counts).unwrap_or(true);
+        let is_filled = !index::has_others_than(index.as_ref(), listed, &counts).unwrap_or(true);
         let _filling = (!is_filled).then(|| self.filling.write().unwrap_or_else(PoisonError::into_inner));
-        if let Err(error) = self.apply_segments(index.as_ref(), &listed, catalog, monitor) {
+        if let Err(error) = self.apply_segments(index.as_ref(), listed, catalog, monitor) {
             if matches!(error, Error::Cancelled) {
                 return Err(error);
             }
             monitor.note(&format!("the local index is not usable and is rebuilt in memory: {error}"));
             let fresh = Arc::new(MemoryIndex::default());
-            self.apply_segments(fresh.as_ref(), &listed, catalog, monitor)?;
+            self.apply_segments(fresh.as_ref(), listed, catalog, monitor)?;
             self.replace_index(fresh);
         }
         Ok(())

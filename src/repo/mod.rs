@@ -33,7 +33,7 @@ pub mod view;
 pub mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, Once, RwLock};
 use std::time::Duration;
 
 use crate::chunk::{Cutter, DEFAULT_ZSTD_LEVEL, IdHasher};
@@ -141,6 +141,7 @@ pub struct Repository {
     geometry: Geometry,
     cache_dir: Option<PathBuf>,
     index: RwLock<Arc<dyn Index>>,
+    index_opened: Once,
     /// Held by whoever brings the index up to date.
     updating: Mutex<()>,
     /// Held for writing while the index is filled anew, and knows less than before.
@@ -216,9 +217,7 @@ impl Repository {
     ) -> Result<Self> {
         let storage: Arc<dyn Storage> = storage.into();
         let config = config::read(storage.as_ref(), monitor)?;
-        let repository = Self::with_config(storage, config, cache_dir, environment)?;
-        repository.open_local_index(monitor);
-        Ok(repository)
+        Self::with_config(storage, config, cache_dir, environment)
     }
 
     fn with_config(
@@ -237,6 +236,7 @@ impl Repository {
             cache_dir: cache_dir.map(Path::to_path_buf),
             outcomes: catalog::KnownOutcomes::default(),
             index: RwLock::new(Arc::new(crate::index::MemoryIndex::default())),
+            index_opened: Once::new(),
             updating: Mutex::default(),
             filling: RwLock::default(),
             share: Share::default(),

@@ -87,9 +87,13 @@ impl Session {
             true => Some(repository.refresh(monitor)?),
             false => None,
         };
-        let session = Self::begin(repository, kind)?;
-        let (catalog, view) = early.map_or_else(|| repository.refresh(monitor), Ok)?;
-        Ok((session, catalog, view))
+        std::thread::scope(|scope| {
+            // needed only behind the registration, which waits for the disk
+            scope.spawn(|| repository.open_local_index(monitor));
+            let session = Self::begin(repository, kind)?;
+            let (catalog, view) = early.map_or_else(|| repository.refresh(monitor), Ok)?;
+            Ok((session, catalog, view))
+        })
     }
 
     /// Registers a session, durably.
