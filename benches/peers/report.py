@@ -59,7 +59,7 @@ GOALS = [
     ("live", "wall", "virtnbdbackup", 1 / 3), ("live", "wall", "nbdcopy", 2.0), ("writes", "size", CHANGED, 1.3),
     ("writes", "size", "virtnbdbackup", 0.15), ("writes", "size", FIXED, 0.15),
 ]
-#: figures of benches/scale.rs that have goals: their names there; what is said where they are not there; goal, unit
+#: figures of benches/scale that have goals: their names there; what is said where they are not there; goal, unit
 LARGE_GOALS = [
     (r"index of .*: rebuild", "Rebuild of an index of 4 million chunks", 10, "s"),
     (r"index of .*look-ups of known", "100,000 look-ups in an index of 16 million chunks", 1, "s"),
@@ -68,6 +68,7 @@ LARGE_GOALS = [
     (r"1 TiB disk.*metadata of each", "Metadata of each scattered write on a disk of 1 TiB", 6, "KiB"),
     (r"16 TiB disk.*the last points beside", "The last of 1,000 points of a disk of 16 TiB beside early ones", 1.1, "times"),
     (r"vmkeep points", "vmkeep points, 1,000 points", 0.1, "s"),
+    (r"domains, .*peak memory", "Peak memory beside the points of 100 domains in a year", 300, "MiB"),
 ]
 WORDS = {"wall": "time", "cpu": "CPU time", "size": "bytes stored"}
 
@@ -180,8 +181,8 @@ def relative(rows, what, against, goal, ours, theirs):
 
 
 def large(facts):
-    """All that benches/scale.rs has measured."""
-    return facts.get("index", []) + facts.get("scale", [])
+    """All that benches/scale has measured."""
+    return facts.get("index", []) + facts.get("scale", []) + facts.get("year", [])
 
 
 def scale_rows(facts):
@@ -283,7 +284,7 @@ def limit_rows(figures, facts):
 
 
 def large_rows(facts):
-    """The goals of benches/scale.rs: as it prints them, and those of what it did not measure."""
+    """The goals of benches/scale: as it prints them, and those of what it did not measure."""
     rows, judged = [], [figure for figure in large(facts) if figure["goal"] is not None]
     for figure in judged:
         absolute(rows, figure["name"], figure["goal"], figure["value"], figure["unit"])

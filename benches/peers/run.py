@@ -18,7 +18,7 @@ from lab import HistoryDomain, Lab
 from meter import Failed, Results, cold, output, say
 from tools import Vmkeep, VmkeepFile, peers
 
-PARTS = ["history", "live", "writes", "age", "profile", "index", "scale"]
+PARTS = ["history", "live", "writes", "age", "profile", "index", "scale", "year"]
 
 
 def history(options, results, lab, folder):
@@ -91,10 +91,10 @@ def note_version(results, tool):
 
 
 def large(options, place, parts):
-    """What these parts of benches/scale.rs have measured, in a folder of their own."""
+    """What these parts of benches/scale have measured, in a folder of their own."""
     shutil.rmtree(place, ignore_errors=True)
     os.makedirs(place)
-    small = {"VMKEEP_SCALE_GIB": "8", "VMKEEP_SCALE_POINTS": "100", "VMKEEP_SCALE_CHUNKS": "4", "VMKEEP_SCALE_REPACK_GIB": "2"}
+    small = {"VMKEEP_SCALE_GIB": "8", "VMKEEP_SCALE_POINTS": "100", "VMKEEP_SCALE_CHUNKS": "4", "VMKEEP_SCALE_REPACK_GIB": "2", "VMKEEP_SCALE_DOMAINS": "10"}
     env = {"VMKEEP_SCALE_DIR": place, "VMKEEP_SCALE_PROGRAM": options.vmkeep, **(small if options.size == "small" else {})}
     figures = []
     for line in output(["cargo", "bench", "--locked", "--bench", "scale", "--", *parts], env).splitlines():
@@ -121,6 +121,13 @@ def scale(options, results, lab, folder):
     shutil.rmtree(place)
 
 
+def year(options, results, lab, folder):
+    place = os.path.join(folder, "year")
+    results.facts["year"] = large(options, place, ["year"])
+    results.save()
+    shutil.rmtree(place)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*")
@@ -139,7 +146,7 @@ def main():
     # a short path: unix sockets live below it
     lab = Lab(options.lab, tempfile.mkdtemp(prefix="vmkb-", dir="/tmp"))
     os.chmod(lab.folder, 0o711)
-    parts = dict(zip(PARTS, [history, live, scattered, aged, profile, index, scale]))
+    parts = dict(zip(PARTS, [history, live, scattered, aged, profile, index, scale, year]))
     try:
         lab.start()
         for part in options.parts or PARTS:
