@@ -26,8 +26,11 @@ use crate::monitor::Monitor;
 
 /// Threads that read: a fast disk is idle while one of them hands on what it has read, and at every hole.
 const READERS: usize = 3;
-/// Groups of ranges that are read ahead, each of about a read's length.
-const AHEAD_GROUPS: usize = 6;
+/// Groups of ranges that are read ahead, each of about a read's length, around the page cache: while new content is compressed
+/// the disk reads on, and where the content is known the cores do not wait for it. 40 MiB.
+const AHEAD_GROUPS: usize = 40;
+/// Of what is in the page cache: more would only leave the processor's caches before it is looked at.
+const CACHED_AHEAD_GROUPS: usize = 6;
 /// So much of a window is worth to be read around the page cache. Bytes.
 const MIN_DIRECT_LEN: u64 = 32 << 10;
 /// One of so many groups is looked for in the page cache, and the others believed to be where it is: a look at what is not
@@ -63,7 +66,9 @@ pub(super) fn read_in_order(
         let mut early = BTreeMap::new();
         let (mut sent, mut next) = (0, 0);
         loop {
-            while sent < next + AHEAD_GROUPS as u64
+            // where the content is shows with the first group
+            let ahead = if next > 0 && reader.reads_around() { AHEAD_GROUPS } else { CACHED_AHEAD_GROUPS };
+            while sent < next + ahead as u64
                 && let Some(group) = groups.next()
             {
                 group_sender.send(group).map_err(|_| Error::Cancelled)?;
@@ -170,6 +175,11 @@ impl<'a> AheadReader<'a> {
         Ok(contents)
     }
 
+    /// Returns true if reads go around the page cache, where they are worth it.
+    fn reads_around(&self) -> bool {
+        self.is_direct.load(Ordering::Relaxed) && !self.is_cached.load(Ordering::Relaxed)
+    }
+
     /// Returns true if a byte can be had at once.
     fn is_in_cache(&self, at: u64) -> bool {
         let mut byte = [0];
@@ -185,8 +195,7 @@ impl<'a> AheadReader<'a> {
         contents: &mut Vec<(ByteRange, Buffer)>,
     ) -> std::io::Result<bool> {
         let (Some(direct), [first, ..], [.., last]) = (&self.direct, parts, parts) else { return Ok(false) };
-        let is_wanted = self.is_direct.load(Ordering::Relaxed) && !self.is_cached.load(Ordering::Relaxed);
-        if !is_wanted || parts.iter().map(ByteRange::len).sum::<u64>() < MIN_DIRECT_LEN {
+        if !self.reads_around() || parts.iter().map(ByteRange::len).sum::<u64>() < MIN_DIRECT_LEN {
             return Ok(false);
         }
         let start = first.start() - first.start() % ALIGN as u64;
