@@ -70,6 +70,11 @@ LARGE_GOALS = [
     (r"vmkeep points", "vmkeep points, 1,000 points", 0.1, "s"),
     (r"domains, .*peak memory", "Peak memory beside the points of 100 domains in a year", 300, "MiB"),
 ]
+#: of the large disk: what a point takes among few and among many
+POINTS_FIGURES = {
+    "early": r"16 TiB disk.*: points 5 to 24, ", "late": r"16 TiB disk.*: the last 20 of ",
+    "ratio": r"16 TiB disk.*the last points beside",
+}
 WORDS = {"wall": "time", "cpu": "CPU time", "size": "bytes stored"}
 
 
@@ -249,6 +254,25 @@ def light_day_rows(figures):
     ]
 
 
+def points_rows(facts):
+    """What the points that there are add to the next one, if its goal is missed."""
+    found = {}
+    for figure in facts.get("scale", []):
+        for key, pattern in POINTS_FIGURES.items():
+            if re.search(pattern, figure["name"]):
+                found[key] = figure
+    if len(found) < len(POINTS_FIGURES) or found["ratio"]["value"] <= found["ratio"]["goal"]:
+        return []
+    count = int(re.search(r"the last 20 of (\d+) points", found["late"]["name"]).group(1))
+    each = (found["late"]["value"] - found["early"]["value"]) / (count - 24)
+    return [
+        f"Of the last of {count:,} points: beside what was written, a backup lists all outcomes, segments and packs and reads all "
+        f"outcomes, because what the storage holds is the only truth about which points there are. That takes {1e6 * each:.0f} "
+        f"µs for each point, {found['late']['value']:.3f} s instead of {found['early']['value']:.3f} in all.",
+        "",
+    ]
+
+
 def limit_rows(figures, facts):
     """What the goals that are missed would need: of time and of bytes."""
     cores, late = os.cpu_count() or 1, []
@@ -280,6 +304,7 @@ def limit_rows(figures, facts):
             "name them.",
             "",
         ]
+    rows += points_rows(facts)
     return ["## What the missed goals would need", "", *rows] if rows else []
 
 

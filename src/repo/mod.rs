@@ -204,7 +204,8 @@ impl Repository {
         Self::with_config(storage, config, None, environment)
     }
 
-    /// Opens a repository. `cache_dir` is where the local index lives; without one it is built in memory.
+    /// Opens a repository. `cache_dir` is where the local index lives, which is opened when it is needed; without one it is built
+    /// in memory.
     ///
     /// # Errors
     /// [`Error::NoRepository`] where there is none, [`Error::Malformed`] for a config that this program cannot read, nor its
