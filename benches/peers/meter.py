@@ -25,10 +25,13 @@ class Sample:
     rss: float = 0.0
     #: bytes in the repository, or that the work added to it
     size: int | None = None
+    #: seconds of all cores that the whole machine was at work meanwhile
+    busy: float | None = None
 
     def add(self, other):
         self.wall += other.wall
         self.cpu += other.cpu
+        self.busy = None if other.busy is None else (self.busy or 0.0) + other.busy
         self.rss = max(self.rss, other.rss)
 
 
@@ -40,6 +43,13 @@ def say(text):
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
+def busy():
+    """Seconds that all cores have been at work since the system began."""
+    with open("/proc/stat") as stat:
+        user, nice, system, _idle, _wait, irq, softirq = map(int, stat.readline().split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(argv, log, env=None, cwd=None, user=None):
     """Runs a command to its end; what it prints goes to the file `log`. Returns a Sample without names.
 
@@ -49,19 +59,20 @@ def measure(argv, log, env=None, cwd=None, user=None):
         out.write(f"\n$ {' '.join(map(str, argv))}\n".encode())
         out.flush()
         os.sync()
-        start = time.monotonic()
+        start, before = time.monotonic(), busy()
         child = subprocess.Popen(
             [str(arg) for arg in argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=cwd,
             env={**os.environ, **(env or {})}, user=user,
         )
         _, status, usage = os.wait4(child.pid, 0)
-        wall = time.monotonic() - start
+        wall, at_work = time.monotonic() - start, busy() - before
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode != 0:
         with open(log, "rb") as out:
             end = out.read()[-1500:].decode(errors="replace")
         raise Failed(f"{' '.join(map(str, argv))} ended with {child.returncode}:\n{end}")
-    return Sample("", "", 0, wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Sample("", "", 0, wall, cpu, usage.ru_maxrss / 1024, busy=at_work)
 
 
 def cold():

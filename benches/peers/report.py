@@ -280,16 +280,20 @@ def limit_rows(figures, facts):
         ours, cpu = figures.median(work, "vmkeep", what), figures.median(work, "vmkeep", "cpu")
         theirs = theirs_of(figures, work, peer, what)
         if what == "wall" and ours and theirs and ours > goal * theirs:
-            row = [TITLES[work], peer, f"{goal * theirs:.2f}", f"{ours:.2f}", f"{cpu / cores:.2f}"]
+            busy = figures.median(work, "vmkeep", "busy")
+            all_at_work = "" if busy is None else f"{busy / cores:.2f}"
+            row = [TITLES[work], peer, f"{goal * theirs:.2f}", f"{ours:.2f}", f"{cpu / cores:.2f}", all_at_work]
             late.append("| " + " | ".join(row) + " |")
     rows = []
     if late:
         rows = [
             f"Of time: the goal, what vmkeep took, and what its CPU time would take if all {cores} cores computed for it from "
-            "beginning to end: no less is possible without computing less (below is said what is computed). Where a domain is "
-            "read, QEMU computes on the same cores besides.",
+            "beginning to end: no less is possible without computing less (below is said what is computed); and the same for "
+            "the whole machine, since QEMU and libvirt compute on the same cores where a domain is read. What is left of the "
+            "time nobody computed: the disk was waited for, or one stage for another.",
             "",
-            "| work | goal beside | goal, s | vmkeep, s | its CPU time on all cores, s |", "|---|---|---|---|---|", *late, "",
+            "| work | goal beside | goal, s | vmkeep, s | its CPU time on all cores, s | the machine's, s |",
+            "|---|---|---|---|---|---|", *late, "",
         ]
     if any(TITLES["again"] in row for row in late):
         rows += hashing_rows(figures, facts)
