@@ -4,7 +4,8 @@
 //! compared in blocks of 4 KiB with what the predecessor says is there, and only runs of blocks that
 //! differ are cut. An unchanged range keeps the predecessor's entries, whatever they look like.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::reader::{ChunkBytes, ChunkReader};
@@ -97,6 +98,8 @@ pub(super) struct Comparer<'a> {
     pub recut: bool,
     /// The frame, by pack and first byte, that was read last: the next chunk of the predecessor mostly stands in it.
     pub last: Cell<Option<(PackId, u32)>>,
+    /// Chunks of this leaf's predecessor that were not checked, since nothing of them was where it should be.
+    pub unchecked: RefCell<HashMap<ChunkId, Location>>,
 }
 
 impl Comparer<'_> {
@@ -132,6 +135,7 @@ impl Comparer<'_> {
                 }
             }
         }
+        self.check_what_comes_again(&chunks);
         if replacements.is_empty() {
             return Ok(LeafResult { work, entries: None, chunks, changed });
         }
@@ -141,6 +145,16 @@ impl Comparer<'_> {
         }
         let entries = splice(old, work.range.len(), replacements);
         Ok(LeafResult { work, entries: Some(entries), chunks, changed })
+    }
+
+    /// Checks the predecessor's chunks that were taken for changed as a whole, and are among the new ones all the same: what is
+    /// stored of them is damaged, or elsewhere, and must not be relied on.
+    fn check_what_comes_again(&self, chunks: &[NewChunk]) {
+        let unchecked = self.unchecked.take();
+        for (id, place) in chunks.iter().filter_map(|chunk| unchecked.get_key_value(&chunk.id)) {
+            // the reader remembers which places are bad
+            let _ = self.reader.read_at(ChunkKind::Data, *id, std::slice::from_ref(place));
+        }
     }
 
     /// Returns the runs of blocks of a piece that differ from the predecessor, relative to the leaf.
@@ -237,12 +251,13 @@ impl Comparer<'_> {
         if is_whole && !is_at_hand && self.hasher.chunk_id(ChunkKind::Data, new) == id {
             return;
         }
-        self.last.set(frame);
         let skip = u64::from(chunk.offset) + (at.start - chunk.range.start);
         let found = chunk.place.and_then(|place| self.reader.peek(&place).ok());
+        self.last.set(frame.filter(|_| found.is_some()));
         let old = found.as_ref().and_then(|found| slice(found, skip, skip + new.len() as u64));
-        // what is damaged may differ too, but nothing of it is kept then
         if old.is_some_and(|old| marks.all_differ(old, new, at.start)) {
+            // nothing of it is kept, so it need not be checked; what is damaged may differ as well, and come again
+            self.unchecked.borrow_mut().extend(chunk.place.map(|place| (id, place)));
             return marks.mark(at);
         }
         let is_sound = |found: &ChunkBytes| self.reader.is_chunk(ChunkKind::Data, id, found);

@@ -354,6 +354,7 @@ fn compare_leaves(
         cutter: repository.cutter(),
         recut,
         last: Cell::new(None),
+        unchecked: RefCell::default(),
     };
     let cursor = predecessor.map(|manifest| Cursor::new(repository.geometry(), &manifest, reader));
     let mut cursor = match cursor.transpose() {

@@ -578,6 +578,34 @@ fn nothing_of_a_damaged_chunk_is_kept() {
     world.check_restore(1);
 }
 
+/// A chunk of one block is damaged: as its frame is at hand, it is compared before it is checked.
+#[test]
+fn what_is_damaged_and_still_on_the_disk_is_stored_again() {
+    let mut world = World::new(&[4 << 20]);
+    let (changed, damaged) = (100 * BLOCK, 120 * BLOCK);
+    write(&mut world, changed, BLOCK, 2);
+    write(&mut world, damaged, BLOCK, 3);
+    world.backup(RequestedLevel::Auto);
+    let content = world.disk(0).content[damaged as usize..][..BLOCK as usize].to_vec();
+    let mut spoilt = 0;
+    for listed in world.storage.list(Folder::Packs).unwrap() {
+        world.storage.tamper(listed.name, |mut bytes| {
+            if let Some(at) = bytes.windows(content.len()).position(|window| window == content) {
+                bytes[at] ^= 1;
+                spoilt += 1;
+            }
+            Some(bytes)
+        });
+    }
+    assert_eq!(spoilt, 1, "noise is stored as it is");
+    world.reopen();
+    write(&mut world, changed, BLOCK, 4);
+    write(&mut world, damaged + 5 * BLOCK, BLOCK, 5);
+    let report = world.backup(RequestedLevel::Auto);
+    assert_eq!(report.stats.changed_bytes, 3 * BLOCK);
+    world.check_restore(1);
+}
+
 /// Takes a disk's content, and counts how often.
 struct Counted(Buffer, AtomicUsize);
 
