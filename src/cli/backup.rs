@@ -13,8 +13,6 @@ use vmkeep::ops::RequestedLevel;
 #[cfg(feature = "libvirt")]
 use vmkeep::ops::backup::DomainBackupOptions;
 use vmkeep::ops::backup::{BackupReport, DiskReport, ImageBackupOptions, ImageInput, backup_image};
-#[cfg(feature = "libvirt")]
-use vmkeep::source::domain::Hypervisor;
 use vmkeep::source::image::ImageFileFormat;
 
 use super::exit::Exit;
@@ -153,7 +151,7 @@ struct SummaryView<'a> {
 /// others from being backed up.
 pub fn run(args: &Args, app: &App) -> Result<Exit> {
     let level = level(args.level.as_deref().or(app.settings.backup.level.as_deref()).unwrap_or("auto"))?;
-    let (work, connecting) = match args.image.input(args)? {
+    let work = match args.image.input(args)? {
         Some((name, input)) => {
             let work = Work::open(app)?;
             work.watch_signals()?;
@@ -169,12 +167,9 @@ pub fn run(args: &Args, app: &App) -> Result<Exit> {
             let report = backup_image(&work.repository, &options, &work.progress)?;
             return work.progress.print(|| finish(args, app, &report, false));
         }
-        None => {
-            let connecting = connect(args, app);
-            (Work::open(app)?, connecting)
-        }
+        None => Work::open(app)?,
     };
-    domains(args, app, level, &work, connecting)
+    domains(args, app, level, &work)
 }
 
 fn level(text: &str) -> Result<RequestedLevel> {
@@ -237,50 +232,24 @@ impl ImageArgs {
     }
 }
 
-/// A connection that is being opened.
-#[cfg(feature = "libvirt")]
-type Connecting = Option<std::thread::JoinHandle<Result<Hypervisor>>>;
-
-/// Begins to connect while the repository is opened: each of the two waits for the disk for about as long.
-#[cfg(feature = "libvirt")]
-fn connect(args: &Args, app: &App) -> Connecting {
-    let is_wanted = args.all || !args.domains.is_empty() || !args.domain.is_empty();
-    let uri = app.settings.connect.as_ref().map(|(uri, _)| uri.clone());
-    // if the repository cannot be opened, the program ends without it
-    is_wanted.then(|| std::thread::spawn(move || Hypervisor::connect(uri.as_deref())))
-}
-
 #[cfg(not(feature = "libvirt"))]
-type Connecting = Option<std::convert::Infallible>;
-
-#[cfg(not(feature = "libvirt"))]
-fn connect(_args: &Args, _app: &App) -> Connecting {
-    None
-}
-
-#[cfg(not(feature = "libvirt"))]
-fn domains(_args: &Args, _app: &App, _level: RequestedLevel, _work: &Work, _: Connecting) -> Result<Exit> {
+fn domains(_args: &Args, _app: &App, _level: RequestedLevel, _work: &Work) -> Result<Exit> {
     Err(Error::Usage("this build has no libvirt: use --file, --block or --nbd with --name".into()))
 }
 
 #[cfg(feature = "libvirt")]
-fn domains(
-    args: &Args,
-    app: &App,
-    level: RequestedLevel,
-    work: &Work,
-    connecting: Connecting,
-) -> Result<Exit> {
+fn domains(args: &Args, app: &App, level: RequestedLevel, work: &Work) -> Result<Exit> {
     use vmkeep::ops::backup::{backup_domain, backup_domains};
+    use vmkeep::source::domain::Hypervisor;
 
     let named: Vec<String> = args.domains.iter().chain(&args.domain).cloned().collect();
-    let Some(connecting) = connecting else {
+    if named.is_empty() && !args.all {
         return Err(Error::Usage("name a domain, or --all, or an image by --file, --block or --nbd".into()));
-    };
+    }
     let template = template(args, app, level)?;
     work.watch_signals()?;
     let uri = app.settings.connect.as_ref().map(|(uri, _)| uri.as_str());
-    let hypervisor = connecting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let hypervisor = Hypervisor::connect(uri)?;
     let domains = each_once(if args.all { hypervisor.domains()? } else { named });
     let jobs = jobs(args, app, domains.len());
     let several = domains.len() > 1;
