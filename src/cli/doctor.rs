@@ -92,6 +92,9 @@ mod with_libvirt {
         let repository = settings.repository().and_then(|url| {
             Repository::open(storage::open_url(url)?, cache_dir.as_deref(), &environment()?, &recorder)
         });
+        if let Ok(repository) = &repository {
+            repository.open_local_index(&recorder);
+        }
         let hypervisor = Hypervisor::connect(settings.connect.as_ref().map(|(uri, _)| uri.as_str()));
         let surroundings = Surroundings {
             repository: repository.as_ref(),

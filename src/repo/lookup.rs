@@ -23,7 +23,7 @@ const SALVAGED_CHUNK_LEN: usize = 48;
 impl Repository {
     /// Opens the index in the cache directory, the first time; whatever is wrong with it, there is an index afterwards. Who
     /// only wants to know which points there are needs none.
-    pub(super) fn open_local_index(&self, monitor: &dyn Monitor) {
+    pub fn open_local_index(&self, monitor: &dyn Monitor) {
         self.index_opened.call_once(|| {
             let opened = index::open_index(self.cache_dir.as_deref(), self.id());
             for note in &opened.notes {
@@ -41,6 +41,7 @@ impl Repository {
     }
 
     fn current_index(&self) -> Arc<dyn Index> {
+        // whoever looks something up has looked at the repository before, and has told then what there is to tell
         self.open_local_index(&crate::monitor::Recorder::new());
         match self.index.read() {
             Ok(slot) => Arc::clone(&slot),
@@ -105,12 +106,13 @@ impl Repository {
     /// One at a time: two would write one file, and to a listing that is older than the index it would look as if a prune
     /// had been there.
     fn synchronize(&self, catalog: &Catalog, marks: Marks, monitor: &dyn Monitor) -> Result<View> {
-        let _turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
-        let listed = self.segments()?;
         std::thread::scope(|scope| {
+            let turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+            let listed = self.segments()?;
             // what is listed after the segments has all that they place
             let view = scope.spawn(|| View::load(self.storage(), self.id(), marks));
             self.update_index(&listed, catalog, monitor)?;
+            drop(turn);
             view.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }

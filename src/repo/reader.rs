@@ -70,7 +70,7 @@ struct Frame {
     /// The list at its front, once somebody has asked what stands where; empty if it cannot be read. 12 bytes a chunk.
     chunks: OnceLock<Vec<FrameChunk>>,
     /// The chunks that are what they should be. Small writes leave pieces of one chunk apart from each other, and each piece is
-    /// read for itself.
+    /// read for itself. 56 bytes a chunk.
     checked: Mutex<Vec<Checked>>,
 }
 

@@ -161,11 +161,14 @@ fn the_index_is_lost_spoilt_or_locked_at_any_moment() {
         let mut lock = Vec::new();
         if round % 4 == 2 {
             // mends what the round before has spoilt
-            victim.vmkeep.ok(&["points"]);
+            victim.vmkeep.ok(&["stats"]);
             lock = hold_locks(&cache);
-            let said = text(&victim.vmkeep.command(&["-v", "points"]).output().unwrap());
+            let said = text(&victim.vmkeep.command(&["-v", "stats"]).output().unwrap());
             let in_memory = said.contains("it is built in memory");
             assert!(in_memory && !lock.is_empty() || cfg!(not(feature = "rocksdb")), "{said}");
+            let found = text(&victim.vmkeep.command(&["--json", "doctor"]).output().unwrap());
+            let is_named = found.contains("local-index");
+            assert!(is_named || cfg!(not(all(feature = "rocksdb", feature = "libvirt"))), "{found}");
         }
         let stop = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
