@@ -266,9 +266,9 @@ def points_rows(facts):
     count = int(re.search(r"the last 20 of (\d+) points", found["late"]["name"]).group(1))
     each = (found["late"]["value"] - found["early"]["value"]) / (count - 24)
     return [
-        f"Of the last of {count:,} points: beside what was written, a backup lists all outcomes, segments and packs and reads all "
-        f"outcomes, because what the storage holds is the only truth about which points there are. That takes {1e6 * each:.0f} "
-        f"µs for each point, {found['late']['value']:.3f} s instead of {found['early']['value']:.3f} in all.",
+        f"Of the last of {count:,} points: they took {found['late']['value']:.3f} s and the early ones {found['early']['value']:.3f}, "
+        f"a difference of {1e6 * each:.0f} µs for each point that there is. Whatever was written, a backup lists all outcomes, "
+        "segments and packs and reads all outcomes: what the storage holds is the only truth about which points there are.",
         "",
     ]
 
@@ -290,7 +290,7 @@ def limit_rows(figures, facts):
             f"Of time: the goal, what vmkeep took, and what its CPU time would take if all {cores} cores computed for it from "
             "beginning to end: no less is possible without computing less (below is said what is computed); and the same for "
             "the whole machine, since QEMU and libvirt compute on the same cores where a domain is read. What is left of the "
-            "time nobody computed: the disk was waited for, or one stage for another.",
+            "time nobody computed: the disk was waited for, or one stage for another, or the host gave the cores to others.",
             "",
             "| work | goal beside | goal, s | vmkeep, s | its CPU time on all cores, s | the machine's, s |",
             "|---|---|---|---|---|---|", *late, "",

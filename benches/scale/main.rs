@@ -4,7 +4,8 @@
 //! `cargo bench --bench scale [index] [disk] [metadata] [repack] [year]` prints a line of JSON for each figure. Everything is done for real,
 //! content is made, cut, hashed, compressed and checked, but that of the large disk's data packs is not kept: there is no
 //! place for it. Kept is that of 16 runs of 1 GiB, spread over the disk, which is where later points write: an increment
-//! compares what it reads with what was there. `repack` keeps everything.
+//! compares what it reads with what was there. `repack` keeps everything. Of the year all points but the first ones and those
+//! that are measured are made up.
 //!
 //! `VMKEEP_SCALE_GIB` data of the disk (default 1024), `VMKEEP_SCALE_POINTS` (1000), `VMKEEP_SCALE_CHUNKS` of the index in
 //! millions (16), `VMKEEP_SCALE_REPACK_GIB` data of what is repacked (32), `VMKEEP_SCALE_DIR` where it is kept (a temporary
@@ -246,11 +247,13 @@ fn phase(phase: &str, dir: &Path, count: u64) -> Phase {
 fn run_phase(phase: &str, dir: &Path, count: u64) {
     // reads tens of thousands of small files: not what vmkeep would do
     let storage = storage(dir);
+    // nor has a disk to be written as often as before
+    let disk = (phase == "write").then(|| prepare(dir, count));
     let start = Instant::now();
     let repository =
         Repository::open(storage, Some(&dir.join("cache")), &environment(), &Recorder::new()).unwrap();
     let found = match phase {
-        "write" => write(&repository, dir, count),
+        "write" => write(&repository, dir, count, &mut disk.unwrap()),
         "verify" => structure(&repository),
         "prune" => forget_half_and_prune(&repository),
         "thin" => write_thin(&repository, count),
@@ -262,23 +265,29 @@ fn run_phase(phase: &str, dir: &Path, count: u64) {
     println!("{} {} {found}", start.elapsed().as_secs_f64(), peak());
 }
 
-/// Makes a point after so many scattered writes; the first one has none.
-fn write(repository: &Repository, dir: &Path, count: u64) -> u64 {
+/// Returns the disk after so many scattered writes more; the first point has none.
+fn prepare(dir: &Path, count: u64) -> Sparse {
     let shape = std::fs::read_to_string(dir.join("shape")).unwrap();
     let (gib, tib) = shape.split_once(' ').unwrap();
     let mut disk = Sparse::new(gib.parse().unwrap(), tib.parse::<u64>().unwrap() * TIB);
     let mut random = Random(11);
     // what earlier processes have written
-    let history = dir.join("history");
-    let before = std::fs::read_to_string(&history).unwrap_or_default();
+    let before = std::fs::read_to_string(dir.join("history")).unwrap_or_default();
     for count in before.lines() {
         disk.write(count.parse().unwrap(), &mut random);
     }
     if count > 0 {
         disk.write(count, &mut random);
     }
-    let report = back_up(repository, "large", &mut disk, Level::Incremental);
+    disk
+}
+
+/// Makes a point of a disk, and notes what was written to it.
+fn write(repository: &Repository, dir: &Path, count: u64, disk: &mut Sparse) -> u64 {
+    let report = back_up(repository, "large", disk, Level::Incremental);
     if count > 0 {
+        let history = dir.join("history");
+        let before = std::fs::read_to_string(&history).unwrap_or_default();
         std::fs::write(&history, format!("{before}{count}\n")).unwrap();
     }
     report.stats.metadata_bytes

@@ -2,7 +2,7 @@
 //!
 //! The first point of each domain is made for real, and so is the night. The points between them are copies of the first with
 //! ids and times of their own; each has a segment of its own, and packs that are named, listed and of their length, but hold
-//! nothing: nobody reads them.
+//! nothing: nobody reads them. All domains begin with the same content.
 
 use std::fs::File;
 use std::path::Path;
@@ -49,10 +49,20 @@ pub fn year() {
     let points = domains * DAYS;
     let title = format!("{title}, {points} points");
     let filled = phase("night", &dir, domains);
-    figure(&format!("{title}: a night, the local index being made anew"), None, filled.seconds, "s");
-    figure(&format!("{title}: peak memory of that"), Some(300.0), filled.peak, "MiB");
+    figure(
+        &format!("{title}: a night, one domain after the other, that makes the local index anew"),
+        None,
+        filled.seconds,
+        "s",
+    );
+    figure(
+        &format!("{title}: peak memory of a night that makes the index anew"),
+        Some(300.0),
+        filled.peak,
+        "MiB",
+    );
     let late = phase("night", &dir, domains);
-    figure(&format!("{title}: a night"), None, late.seconds, "s");
+    figure(&format!("{title}: a night, one domain after the other"), None, late.seconds, "s");
     figure(&format!("{title}: peak memory of a night"), Some(300.0), late.peak, "MiB");
     let one = phase("night", &dir, 1);
     figure(&format!("{title}: the backup of one domain"), None, one.seconds, "s");
@@ -74,7 +84,7 @@ pub fn first(repository: &Repository, domains: u64) -> u64 {
     domains
 }
 
-/// Makes the next point of each domain, as `backup --all` does.
+/// Makes the next point of each domain in one process, one after the other, without libvirt.
 pub fn night(repository: &Repository, domains: u64) -> u64 {
     repository.keep_outcomes();
     // each night writes elsewhere
