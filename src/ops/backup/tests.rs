@@ -433,6 +433,23 @@ pub(in crate::ops) fn write(world: &mut World, offset: u64, len: u64, seed: u64)
     world.disk(0).change(offset, len, |bytes| noise(seed, bytes));
 }
 
+/// Changes a byte in the middle of an object.
+pub(in crate::ops) fn spoil(storage: &MemoryStorage, name: ObjectName) {
+    storage.tamper(name, |mut bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        Some(bytes)
+    });
+}
+
+/// Spoils the longest pack, which is one of data. Returns its length in bytes.
+pub(in crate::ops) fn spoil_longest_pack(storage: &MemoryStorage) -> u64 {
+    let packs = storage.list(Folder::Packs).unwrap();
+    let longest = packs.iter().max_by_key(|listed| listed.len).unwrap();
+    spoil(storage, longest.name);
+    longest.len
+}
+
 #[test]
 fn a_week_of_levels_stores_nothing_twice() {
     let mut world = World::new(&[64 << 20]);
@@ -560,14 +577,8 @@ fn nothing_of_a_damaged_chunk_is_kept() {
     let mut world = World::new(&[4 << 20]);
     write(&mut world, 0, 4 << 20, 1);
     world.backup(RequestedLevel::Auto);
-    let packs = world.storage.list(Folder::Packs).unwrap();
-    let data = packs.iter().max_by_key(|listed| listed.len).unwrap();
-    assert!(data.len > 4 << 20, "noise is stored as it is, in one pack");
-    world.storage.tamper(data.name, |mut bytes| {
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        Some(bytes)
-    });
+    let len = spoil_longest_pack(&world.storage);
+    assert!(len > 4 << 20, "noise is stored as it is, in one pack");
     world.reopen();
     let written = 1024 / 3 * BLOCK;
     (0..1024 / 3).for_each(|block| write(&mut world, block * 3 * BLOCK, BLOCK, 100 + block));

@@ -6,7 +6,7 @@ use crate::format::point::{Level, Manifest};
 use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::Recorder;
 use crate::ops::RequestedLevel;
-use crate::ops::backup::tests::{World, environment, write};
+use crate::ops::backup::tests::{World, environment, spoil, spoil_longest_pack, write};
 use crate::repo::CreateOptions;
 use crate::repo::heal::find_lost;
 use crate::storage::Storage;
@@ -76,11 +76,7 @@ fn findings_of_a_large_map_are_what_cannot_be_read() {
     data.sort_unstable();
     let (_, longest) = data.pop().unwrap();
     let (_, second) = data.pop().unwrap();
-    storage.tamper(longest, |mut bytes| {
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        Some(bytes)
-    });
+    spoil(&storage, longest);
     storage.tamper(second, |_| None);
 
     let repository = Repository::open(Box::new(storage), None, &environment(), &Recorder::new()).unwrap();
@@ -114,17 +110,6 @@ fn six_points() -> (World, MemoryStorage) {
     (world, storage)
 }
 
-/// Spoils a pack of data. Returns a repository that knows nothing yet.
-fn spoil(storage: &MemoryStorage) {
-    let packs = storage.list(Folder::Packs).unwrap();
-    let longest = packs.iter().max_by_key(|listed| listed.len).unwrap();
-    storage.tamper(longest.name, |mut bytes| {
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        Some(bytes)
-    });
-}
-
 /// A host whose clock is ten days ahead of every other.
 fn ahead(storage: &MemoryStorage) -> Repository {
     let environment = crate::repo::Environment { now_ms: || 864_000_000, ..environment() };
@@ -136,7 +121,7 @@ fn a_verify_of_the_future_hides_nothing() {
     let (world, storage) = six_points();
     let options = VerifyOptions { record: true, ..VerifyOptions::default() };
     verify(&ahead(&storage), &options, &Recorder::new()).unwrap();
-    spoil(&storage);
+    spoil_longest_pack(&storage);
     let found = verify(&world.repository, &options, &Recorder::new()).unwrap();
     assert!(!found.damaged_points.is_empty());
     let (catalog, _) = world.repository.refresh(&Recorder::new()).unwrap();
@@ -202,7 +187,7 @@ fn what_cannot_be_recorded_is_reported() {
             let error = verify(&open(failing.clone()), &options, &Recorder::new()).unwrap_err();
             assert!(error.is_storage_full(), "nothing was found, and nothing recorded: {error}");
         }
-        spoil(&storage);
+        spoil_longest_pack(&storage);
         let failing = FailingStorage::at_put(storage, folder, 0, Fault::NoSpace);
         let monitor = Recorder::new();
         let report = verify(&open(failing.clone()), &options, &monitor).unwrap();
