@@ -10,7 +10,7 @@ use std::path::Path;
 use vmkeep::format::name::ObjectName;
 use vmkeep::format::node::ChunkKind;
 use vmkeep::format::pack::{FrameEntry, PackKind};
-use vmkeep::format::point::{Level, PointStats};
+use vmkeep::format::point::{Level, PointRecord, PointStats};
 use vmkeep::format::segment::{Segment, SegmentChunk, SegmentPack};
 use vmkeep::format::session::Outcome;
 use vmkeep::id::{ChunkId, PackId, PointId, SegmentId, SessionId};
@@ -151,7 +151,7 @@ fn make_point(repository: &Repository, root: &Path, first: &PointEntry, day: u64
     let segment = Segment { owner: session, number: 0, packs, chunks };
     let segment = segment.to_object(repository.id()).unwrap();
     put(ObjectName::Segment(SegmentId::from_bytes(*blake3::hash(&segment).as_bytes())), &segment);
-    let mut record = first.record.clone();
+    let mut record = PointRecord::clone(&first.record);
     record.id = PointId::from(session);
     record.level = Level::Incremental;
     record.base = Some(first.record.id);
@@ -160,6 +160,6 @@ fn make_point(repository: &Repository, root: &Path, first: &PointEntry, day: u64
     let xml: String = (0..XML_LEN / 16).map(|line| format!("<a{line:05}>{:>6}", record.domain)).collect();
     record.xml_inactive = Some(xml.as_str().into());
     record.xml_live = Some(format!("{xml}<live/>").into());
-    let outcome = Outcome::Point { record: Box::new(record), stats: PointStats::default() };
+    let outcome = Outcome::Point { record: record.into(), stats: PointStats::default() };
     put(ObjectName::Outcome(session), &outcome.to_object(repository.id()).unwrap());
 }

@@ -364,15 +364,30 @@ fn is_zstd_frame_of(raw_len: u64, content: &[u8]) -> bool {
 /// Any [`FormatFault`]; one if header and entry disagree.
 pub fn open_frame(bytes: &[u8], entry: &FrameEntry) -> Result<Vec<u8>, FormatFault> {
     let mut plain = Vec::new();
-    open_frame_into(bytes, entry, &mut plain)?;
-    Ok(plain)
+    match open_frame_into(bytes, entry, &mut plain)? {
+        Plaintext::Stored(front) => Ok(bytes.get(front..).unwrap_or_default().to_vec()),
+        Plaintext::Unpacked => Ok(plain),
+    }
 }
 
-/// As [`open_frame`], into memory that is used again; what it held is gone.
+/// Where the plaintext of a frame that was opened stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plaintext {
+    /// In the frame itself, from this byte on: it was stored as it is.
+    Stored(usize),
+    /// In the memory for it.
+    Unpacked,
+}
+
+/// As [`open_frame`], into memory that is used again, unless the frame holds its plaintext as it is. What `plain` held is gone.
 ///
 /// # Errors
 /// As [`open_frame`].
-pub fn open_frame_into(bytes: &[u8], entry: &FrameEntry, plain: &mut Vec<u8>) -> Result<(), FormatFault> {
+pub fn open_frame_into(
+    bytes: &[u8],
+    entry: &FrameEntry,
+    plain: &mut Vec<u8>,
+) -> Result<Plaintext, FormatFault> {
     let header = FrameHeader::decode(bytes)?;
     for (what, found, expected) in [
         ("the plaintext's length", header.raw_len, entry.raw_len),
@@ -392,7 +407,11 @@ pub fn open_frame_into(bytes: &[u8], entry: &FrameEntry, plain: &mut Vec<u8>) ->
     if found > needed {
         return Err(FormatFault::Trailing { extra: found - needed });
     }
-    unpack(&header, content, plain)
+    if header.codec == CODEC_STORED && header.stored_len == header.raw_len {
+        return Ok(Plaintext::Stored(FRAME_HEADER_LEN));
+    }
+    unpack(&header, content, plain)?;
+    Ok(Plaintext::Unpacked)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ mod salvage;
 
 pub use cutter::Cutter;
 pub use frame::{
-    DEFAULT_ZSTD_LEVEL, EncodedFrame, FrameBuilder, FramedChunk, RawChunk, RawFrame, open_frame,
+    DEFAULT_ZSTD_LEVEL, EncodedFrame, FrameBuilder, FramedChunk, Plaintext, RawChunk, RawFrame, open_frame,
     open_frame_into,
 };
 pub use hasher::IdHasher;

@@ -1,5 +1,7 @@
 //! Sessions, their outcomes, and the other small objects of the protocol.
 
+use std::sync::Arc;
+
 use bincode::{Decode, Encode};
 
 use crate::error::FormatFault;
@@ -39,7 +41,7 @@ pub struct SessionRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum Outcome {
     /// The session made this point, which from now on is complete and durable.
-    Point { record: Box<PointRecord>, stats: PointStats },
+    Point { record: Arc<PointRecord>, stats: PointStats },
     /// The session (a prune) deletes these: packs and points that its mark names, and segments that its own replace.
     Sweep { packs: Vec<PackId>, points: Vec<PointId>, segments: Vec<SegmentId> },
     /// The session changed what it was to change; its tombstones and segments count. (Damage records count at once.)

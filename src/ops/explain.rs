@@ -82,7 +82,7 @@ mod tests {
             host: "h".into(),
             program: "p".into(),
         };
-        PointEntry { record, stats: PointStats::default() }
+        PointEntry { record: record.into(), stats: PointStats::default() }
     }
 
     /// Full(1) Inc(2) Inc(3) Diff(4) Inc(5) Diff(6)

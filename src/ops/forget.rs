@@ -107,7 +107,7 @@ pub fn check_guards(catalog: &Catalog, points: &[PointId], now_ms: i64) -> Resul
     let own: Vec<&PointRecord> = catalog
         .points()
         .iter()
-        .map(|entry| &entry.record)
+        .map(|entry| entry.record.as_ref())
         .filter(|record| !copies.contains_key(&record.id))
         .collect();
     let chosen: Vec<&PointRecord> =

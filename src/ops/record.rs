@@ -217,7 +217,7 @@ pub(super) fn record_point(
 
 /// Puts the outcome, unless that is done.
 fn commit(session: &mut Option<Session>, record: &PointRecord, stats: PointStats) -> Result<()> {
-    let outcome = Outcome::Point { record: Box::new(record.clone()), stats };
+    let outcome = Outcome::Point { record: Arc::new(record.clone()), stats };
     session.take().map_or(Ok(()), |session| session.commit(&outcome))
 }
 

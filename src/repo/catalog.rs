@@ -16,7 +16,8 @@ use crate::storage::{Storage, in_threads};
 /// A committed point.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PointEntry {
-    pub record: PointRecord,
+    /// Shared by all who look at it: there may be many points, and catalogs of them.
+    pub record: Arc<PointRecord>,
     pub stats: PointStats,
 }
 
@@ -92,7 +93,7 @@ impl KnownOutcomes {
         let mut outcome = Outcome::from_object(&bytes, repository).map_err(|fault| fault.to_string());
         let mut known = self.lock();
         if let Ok(Outcome::Point { record, .. }) = &mut outcome {
-            share(record, &mut known.definitions);
+            share(Arc::make_mut(record), &mut known.definitions);
         }
         if let (Some(outcomes), Ok(outcome)) = (&mut known.outcomes, &outcome) {
             outcomes.insert(session, outcome.clone());
@@ -191,7 +192,7 @@ impl Catalog {
             let Some(outcome) = outcome else { continue };
             let ended = match outcome {
                 Ok(Outcome::Point { record, stats }) if SessionId::from(record.id) == session => {
-                    points.push(PointEntry { record: *record, stats });
+                    points.push(PointEntry { record, stats });
                     Ended::Committed
                 }
                 Ok(Outcome::Point { record, .. }) => {

@@ -17,6 +17,7 @@ pub mod catalog;
 mod compare;
 mod config;
 pub mod fence;
+mod frames;
 pub mod heal;
 pub mod ingest;
 pub mod lock;

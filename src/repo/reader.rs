@@ -1,35 +1,29 @@
 //! Reading chunks: index, pack range, decompression, and the check of every chunk against its id.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::Range;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 
 use super::Repository;
+pub use super::frames::ChunkBytes;
+use super::frames::{Frame, FrameCache, Recent};
 use super::near::Near;
 use super::resort::LastResort;
 use super::rules::Rule;
 use super::view::View;
-use crate::chunk::{self, IdHasher};
 use crate::error::{Error, FormatFault, Result};
 use crate::format::name::ObjectName;
 use crate::format::node::{ChunkKind, Node};
-use crate::format::pack::{FRAME_HEADER_LEN, FrameChunk, FrameEntry, frame_chunks};
+use crate::format::pack::FrameEntry;
 use crate::id::{ChunkId, PackId, RepositoryId, SegmentId};
 use crate::index::{Index, Location, MemoryIndex};
 use crate::manifest::NodeReader;
 
-/// Plaintext of frames that the readers of a repository keep together, bytes.
-const FRAME_CACHE_LEN: usize = 40 << 20;
-/// Of a reader that spares memory: enough for what is read in the order in which it was written.
-const SMALL_FRAME_CACHE_LEN: usize = 8 << 20;
 /// Decoded nodes that a reader keeps; a leaf has about 2 KiB.
 const NODE_CACHE_COUNT: usize = 4096;
 
-/// Memory of so many dropped frames is kept for the next ones.
-const MAX_SPARE_FRAMES: usize = 8;
 /// What of a pack is fetched ahead of a reader that reads it in order, bytes.
 const AHEAD_LEN: u64 = 4 << 20;
 /// Packs of which it is known how far they were read; 48 bytes each.
@@ -61,164 +55,6 @@ struct Ahead {
     frames: u32,
     read_to: u64,
     fetched_to: u64,
-}
-
-/// The plaintext of a frame.
-#[derive(Debug)]
-struct Frame {
-    plain: Vec<u8>,
-    /// The list at its front, once somebody has asked what stands where; empty if it cannot be read. 12 bytes a chunk.
-    chunks: OnceLock<Vec<FrameChunk>>,
-    /// The chunks that are what they should be. Small writes leave pieces of one chunk apart from each other, and each piece is
-    /// read for itself. 56 bytes a chunk.
-    checked: Mutex<Vec<Checked>>,
-}
-
-/// A chunk whose bytes were checked against its id: where it stands, what it is.
-type Checked = (Range<usize>, ChunkKind, ChunkId);
-
-impl Frame {
-    fn new(plain: Vec<u8>) -> Self {
-        Self { plain, chunks: OnceLock::new(), checked: Mutex::default() }
-    }
-
-    /// Returns the chunk that begins at byte `start` of the plaintext.
-    fn chunk_at(&self, start: usize) -> Option<&FrameChunk> {
-        let chunks = self.chunks.get_or_init(|| frame_chunks(&self.plain).unwrap_or_default());
-        let at = chunks.binary_search_by_key(&start, |chunk| chunk.offset as usize).ok()?;
-        chunks.get(at)
-    }
-
-    /// Returns true if the chunk stands there. Its bytes are hashed once.
-    fn has(&self, hasher: &IdHasher, range: &Range<usize>, kind: ChunkKind, id: ChunkId) -> bool {
-        let Some(bytes) = self.plain.get(range.clone()) else { return false };
-        let wanted: Checked = (range.clone(), kind, id);
-        let checked = || self.checked.lock().unwrap_or_else(PoisonError::into_inner);
-        if checked().contains(&wanted) {
-            return true;
-        }
-        let is_whole = hasher.chunk_id(kind, bytes) == id;
-        if is_whole {
-            checked().push(wanted);
-        }
-        is_whole
-    }
-}
-
-/// The bytes of a chunk, inside the frame that they came in.
-#[derive(Debug, Clone)]
-pub struct ChunkBytes {
-    frame: Arc<Frame>,
-    range: Range<usize>,
-}
-
-impl ChunkBytes {
-    /// Bytes that stand alone.
-    pub(crate) fn of(bytes: Vec<u8>) -> Self {
-        Self { range: 0..bytes.len(), frame: Arc::new(Frame::new(bytes)) }
-    }
-
-    /// Returns `len` bytes of it from `start` on; `None` if it has not so many.
-    pub fn part(&self, start: usize, len: usize) -> Option<Self> {
-        let from = self.range.start.checked_add(start)?;
-        let to = from.checked_add(len).filter(|to| *to <= self.range.end)?;
-        Some(Self { frame: Arc::clone(&self.frame), range: from..to })
-    }
-
-    /// Returns the memory that it keeps beside `other`, which shares a frame with it or not. Bytes.
-    pub fn held_beside(&self, other: Option<&Self>) -> usize {
-        match other {
-            Some(other) if Arc::ptr_eq(&self.frame, &other.frame) => 0,
-            _ => self.frame.plain.len(),
-        }
-    }
-}
-
-impl std::ops::Deref for ChunkBytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.frame.plain.get(self.range.clone()).unwrap_or_default()
-    }
-}
-
-/// A cache that drops what was used longest ago.
-#[derive(Debug)]
-struct Recent<K, V> {
-    entries: HashMap<K, (V, u64, usize)>,
-    /// Keys by when they were used.
-    ages: BTreeMap<u64, K>,
-    clock: u64,
-    weight: usize,
-    limit: usize,
-}
-
-impl<K: std::hash::Hash + Eq + Copy, V: Clone> Recent<K, V> {
-    fn new(limit: usize) -> Self {
-        Self { entries: HashMap::new(), ages: BTreeMap::new(), clock: 0, weight: 0, limit }
-    }
-
-    fn get(&mut self, key: &K) -> Option<V> {
-        self.clock += 1;
-        let (value, used, _) = self.entries.get_mut(key)?;
-        self.ages.remove(used);
-        *used = self.clock;
-        self.ages.insert(self.clock, *key);
-        Some(value.clone())
-    }
-
-    /// Returns what had to make room.
-    fn put(&mut self, key: K, value: V, weight: usize) -> Vec<V> {
-        self.clock += 1;
-        let mut dropped = Vec::new();
-        if let Some((old, used, weight)) = self.entries.insert(key, (value, self.clock, weight)) {
-            self.ages.remove(&used);
-            self.weight -= weight;
-            dropped.push(old);
-        }
-        self.ages.insert(self.clock, key);
-        self.weight += weight;
-        while self.weight > self.limit
-            && let Some((_, key)) = self.ages.pop_first()
-        {
-            if let Some((old, _, weight)) = self.entries.remove(&key) {
-                self.weight -= weight;
-                dropped.push(old);
-            }
-        }
-        dropped
-    }
-}
-
-/// A frame's plaintext, once somebody has read it: who else wants it waits for that and does not do the same work. Leaves
-/// and batches of neighbouring workers mostly share a frame.
-type Slot = Arc<Mutex<Option<Arc<Frame>>>>;
-/// By pack and first byte of the frame.
-type RecentFrames = Recent<(PackId, u32), Slot>;
-
-/// The frames that were read last.
-#[derive(Debug)]
-pub(super) struct FrameCache {
-    recent: Mutex<RecentFrames>,
-    /// Memory of frames that nobody has any more: new memory has to be cleared by the system first.
-    spare: Mutex<Vec<Vec<u8>>>,
-}
-
-impl FrameCache {
-    /// Returns the one that the readers of now share. It is gone with the last of them, so that who begins to read then
-    /// reads what is stored.
-    fn of(repository: &Repository) -> Arc<Self> {
-        let mut shared = repository.share.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.upgrade().unwrap_or_else(|| {
-            let new = Arc::new(Self::new(FRAME_CACHE_LEN));
-            *shared = Arc::downgrade(&new);
-            new
-        })
-    }
-
-    fn new(len: usize) -> Self {
-        Self { recent: Mutex::new(Recent::new(len)), spare: Mutex::default() }
-    }
 }
 
 /// Reads chunks of one repository; shared by threads.
@@ -265,8 +101,7 @@ impl<'a> ChunkReader<'a> {
 
     /// Begins reading for one who holds much in memory besides.
     pub fn sparing(repository: &'a Repository, view: &'a View) -> Self {
-        let frames = Arc::new(FrameCache::new(SMALL_FRAME_CACHE_LEN));
-        Self::with_frames(repository, view, frames, Near::new(true))
+        Self::with_frames(repository, view, FrameCache::small(), Near::new(true))
     }
 
     fn with_frames(repository: &'a Repository, view: &'a View, frames: Arc<FrameCache>, near: Near) -> Self {
@@ -445,12 +280,7 @@ impl<'a> ChunkReader<'a> {
         id: ChunkId,
         len: u32,
     ) -> Option<ChunkBytes> {
-        let start = before.range.end;
-        // another chunk's length is mostly another one, which is cheaper to see than another hash
-        before.frame.chunk_at(start).filter(|chunk| chunk.len == len && chunk.kind == kind)?;
-        let range = start..start.checked_add(len as usize)?;
-        let is_it = before.frame.has(self.repository.hasher(), &range, kind, id);
-        is_it.then(|| ChunkBytes { frame: Arc::clone(&before.frame), range })
+        before.chunk_behind(self.repository.hasher(), kind, id, len)
     }
 
     /// Returns what stands at a place, unchecked: whoever relies on it asks [`ChunkReader::is_chunk`] first.
@@ -459,18 +289,13 @@ impl<'a> ChunkReader<'a> {
     /// The fault of the place.
     pub fn peek(&self, place: &Location) -> Result<ChunkBytes> {
         let frame = self.frame(place.pack, &place.frame)?;
-        let start = place.offset as usize;
-        let range = start..start.saturating_add(place.len as usize);
-        if range.end > frame.plain.len() {
-            let fault = FormatFault::Truncated { found: frame.plain.len() as u64, needed: range.end as u64 };
-            return Err(Error::malformed(ObjectName::Pack(place.pack), fault));
-        }
-        Ok(ChunkBytes { frame, range })
+        ChunkBytes::within(frame, place.offset as usize, place.len as usize)
+            .map_err(|fault| Error::malformed(ObjectName::Pack(place.pack), fault))
     }
 
     /// Returns true if these bytes are the chunk.
     pub fn is_chunk(&self, kind: ChunkKind, id: ChunkId, bytes: &ChunkBytes) -> bool {
-        bytes.frame.has(self.repository.hasher(), &bytes.range, kind, id)
+        bytes.is_chunk(self.repository.hasher(), kind, id)
     }
 
     /// Returns a chunk from the first of `places` that has it whole, else from wherever it can be found.
@@ -548,38 +373,7 @@ impl<'a> ChunkReader<'a> {
 
     /// Reads a frame, unless it was read lately.
     fn frame(&self, pack: PackId, entry: &FrameEntry) -> Result<Arc<Frame>> {
-        let slot = self.slot(pack, entry);
-        let mut place = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(frame) = place.as_ref() {
-            return Ok(Arc::clone(frame));
-        }
-        let name = ObjectName::Pack(pack);
-        let len = FRAME_HEADER_LEN as u64 + u64::from(entry.stored_len);
-        self.fetch_ahead(pack, entry);
-        let bytes = self.repository.storage().get_range(name, u64::from(entry.offset), len)?;
-        let mut plain = self.frames.spare.lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
-        chunk::open_frame_into(&bytes, entry, &mut plain).map_err(|fault| Error::malformed(name, fault))?;
-        let frame = Arc::new(Frame::new(plain));
-        *place = Some(Arc::clone(&frame));
-        Ok(frame)
-    }
-
-    /// Returns the place of a frame's plaintext in the cache.
-    fn slot(&self, pack: PackId, entry: &FrameEntry) -> Slot {
-        let key = (pack, entry.offset);
-        let Ok(mut cache) = self.frames.recent.lock() else { return Slot::default() };
-        if let Some(slot) = cache.get(&key) {
-            return slot;
-        }
-        let slot = Slot::default();
-        let dropped = cache.put(key, Arc::clone(&slot), entry.raw_len as usize);
-        drop(cache);
-        if let Ok(mut spare) = self.frames.spare.lock() {
-            let plain = |slot: Slot| Some(Arc::into_inner(Arc::into_inner(slot)?.into_inner().ok()??)?.plain);
-            let room = MAX_SPARE_FRAMES.saturating_sub(spare.len());
-            spare.extend(dropped.into_iter().filter_map(plain).take(room));
-        }
-        slot
+        self.frames.read(self.repository, pack, entry, || self.fetch_ahead(pack, entry))
     }
 
     /// Has the storage fetch what stands behind a frame, where frames are read one after the other.

@@ -6,10 +6,10 @@
 //! for a slow one. Packs are cut shorter only while several sessions fill long ones. Readers share one cache of frames.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::Repository;
-use super::reader::FrameCache;
+use super::frames::{FrameCache, SpareFrames};
 
 /// So many packs of the target's length may stand in memory while several sessions write.
 const FULL_PACKS: u64 = 1;
@@ -29,6 +29,7 @@ pub(super) struct Share {
     pub(super) reserve: Mutex<()>,
     /// What the readers of now share; it goes with the last of them.
     pub(super) frames: Mutex<Weak<FrameCache>>,
+    pub(super) spare_frames: Arc<SpareFrames>,
 }
 
 impl Share {

@@ -421,16 +421,21 @@ impl Storage for LocalStorage {
     }
 
     fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.get_range_into(name, offset, len, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn get_range_into(&self, name: ObjectName, offset: u64, len: u64, bytes: &mut Vec<u8>) -> Result<()> {
         let (file, found) = self.open_object(name)?;
         let needed = offset.saturating_add(len);
         let truncated = |found| Error::malformed(self.object(name), FormatFault::Truncated { found, needed });
         if needed > found {
             return Err(truncated(found));
         }
-        let mut bytes = Vec::new();
-        let read = read_up_to(&file, offset, len, &mut bytes)
+        let read = read_up_to(&file, offset, len, bytes)
             .map_err(|error| Error::io("read", self.object(name), error))?;
-        if read < len { Err(truncated(offset + read)) } else { Ok(bytes) }
+        if read < len { Err(truncated(offset + read)) } else { Ok(()) }
     }
 
     fn len(&self, name: ObjectName) -> Result<u64> {

@@ -139,6 +139,15 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// [`Error::Malformed`] (truncated) if the object ends before.
     fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>>;
 
+    /// As [`Storage::get_range`], into memory that is used again; what it held is gone.
+    ///
+    /// # Errors
+    /// As [`Storage::get_range`].
+    fn get_range_into(&self, name: ObjectName, offset: u64, len: u64, bytes: &mut Vec<u8>) -> Result<()> {
+        *bytes = self.get_range(name, offset, len)?;
+        Ok(())
+    }
+
     /// Returns an object's length, bytes.
     ///
     /// # Errors

@@ -59,7 +59,7 @@ impl Hostile {
         let height = self.repository.geometry().height_for(size);
         let mut record = record(id, Manifest { size, height, root: Some(root) });
         record.time_ms += i64::try_from(self.repository.segments().unwrap().len()).unwrap() * 86_400_000;
-        let outcome = Outcome::Point { record: Box::new(record), stats: PointStats::default() };
+        let outcome = Outcome::Point { record: record.into(), stats: PointStats::default() };
         session.commit(&outcome).unwrap();
     }
 

@@ -38,7 +38,7 @@ pub fn point(number: u8, level: Level, tracked: bool) -> PointEntry {
         host: "h".into(),
         program: "p".into(),
     };
-    PointEntry { record, stats: PointStats::default() }
+    PointEntry { record: record.into(), stats: PointStats::default() }
 }
 
 /// A full, two incrementals and a copy; the first incremental's checkpoint is superseded, point 9 was forgotten.

@@ -1,9 +1,11 @@
+use std::sync::Arc;
+
 use super::*;
 use crate::format::point::{Consistency, PointRecord, PointStats, SourceKind};
 
 fn entry(number: u8, level: Level, checkpoint: bool) -> PointEntry {
     PointEntry {
-        record: PointRecord {
+        record: Arc::new(PointRecord {
             id: PointId::from_bytes([number; 16]),
             domain: "web01".into(),
             domain_uuid: None,
@@ -21,7 +23,7 @@ fn entry(number: u8, level: Level, checkpoint: bool) -> PointEntry {
             tags: Vec::new(),
             host: String::new(),
             program: String::new(),
-        },
+        }),
         stats: PointStats::default(),
     }
 }

@@ -395,7 +395,7 @@ fn kept_records<'a>(
     catalog: &'a Catalog,
     dropped: &HashSet<PointId>,
 ) -> impl Iterator<Item = &'a PointRecord> {
-    let all = catalog.points().iter().chain(catalog.forgotten()).map(|entry| &entry.record);
+    let all = catalog.points().iter().chain(catalog.forgotten()).map(|entry| entry.record.as_ref());
     all.filter(|record| !dropped.contains(&record.id))
 }
 

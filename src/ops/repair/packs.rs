@@ -108,7 +108,7 @@ fn repair_round(
     let end = |session: Option<Session>| session.map_or(Ok(()), |session| session.commit(&Outcome::Done));
     let (catalog, view) = repository.refresh(monitor)?;
     let reader = ChunkReader::new(repository, &view);
-    let records: Vec<&PointRecord> = catalog.points().iter().map(|entry| &entry.record).collect();
+    let records: Vec<&PointRecord> = catalog.points().iter().map(|entry| entry.record.as_ref()).collect();
     let task = monitor.start("points", 0);
     let mut lacking = lacking::find(repository, &reader, &records, monitor)?;
     monitor.finish(task);

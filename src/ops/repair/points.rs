@@ -1,6 +1,7 @@
 //! Points of which something stays lost: a copy that says what, and is whole otherwise.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -125,7 +126,7 @@ fn bring_back(repository: &Repository, lost: &LostPoint, view: &View) -> Result<
         });
     }
     let name = ObjectName::Outcome(lost.record.id.into());
-    let outcome = Outcome::Point { record: Box::new(lost.record.clone()), stats: PointStats::default() };
+    let outcome = Outcome::Point { record: Arc::new(lost.record.clone()), stats: PointStats::default() };
     let bytes = outcome.to_object(repository.id()).map_err(|fault| Error::malformed(name, fault))?;
     if lost.is_unreadable {
         // cut off here, the outcome is one that is lost
@@ -265,7 +266,7 @@ fn repair_point(
     })?;
     check_marks(repository, &written.reused)?;
     let stats = PointStats { metadata_bytes: written.metadata_bytes, ..PointStats::default() };
-    session.commit(&Outcome::Point { record: Box::new(record), stats })?;
+    session.commit(&Outcome::Point { record: Arc::new(record), stats })?;
     Ok(Some(point))
 }
 

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::*;
 use crate::ops::select::tests::{entry, ms};
 
@@ -83,8 +85,8 @@ fn several_points_of_a_day_count_as_one_day() {
 #[test]
 fn domains_do_not_compete_and_tags_can_group_and_keep() {
     let mut points = days(4);
-    points[1].record.domain = "db".into();
-    points[0].record.tags = vec!["audit".into()];
+    Arc::make_mut(&mut points[1].record).domain = "db".into();
+    Arc::make_mut(&mut points[0].record).tags = vec!["audit".into()];
     let policy = counts(&[(Period::Last, 1)]);
     assert_eq!(kept(&points, &policy, true), [1, 3]);
     let group_by = GroupBy { domain: false, tags: false };
@@ -145,14 +147,14 @@ fn a_repaired_copy_counts_as_one_with_its_point_and_stays_with_it() {
     let mut points = days(6);
     let original = points[4].record.clone();
     let mut copy = entry([0xcc, 0], "web", original.time_ms, None, &["vda"]);
-    copy.record.tags = vec![format!("repaired-from-{}", original.id)];
-    copy.record.predecessor = Some(original.id);
+    Arc::make_mut(&mut copy.record).tags = vec![format!("repaired-from-{}", original.id)];
+    Arc::make_mut(&mut copy.record).predecessor = Some(original.id);
     points.insert(5, copy);
     let policy = counts(&[(Period::Last, 3)]);
     assert_eq!(kept(&points, &policy, true), [3, 4, 5, 6]);
     assert_eq!(kept(&points, &counts(&[(Period::Last, 1)]), false), [4, 5, 6]);
     assert_eq!(kept(&points, &counts(&[(Period::Last, 1)]), true), [6], "and goes with it");
-    points[5].record.predecessor = None;
+    Arc::make_mut(&mut points[5].record).predecessor = None;
     assert_eq!(kept(&points, &policy, true), [4, 5, 6], "a tag alone makes no copy");
 }
 

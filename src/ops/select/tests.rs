@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ZonedDateTime};
@@ -55,7 +56,7 @@ pub(in crate::ops) fn entry(
         host: "h".into(),
         program: "p".into(),
     };
-    PointEntry { record, stats: PointStats::default() }
+    PointEntry { record: record.into(), stats: PointStats::default() }
 }
 
 /// Mon 29 June to Sat 4 July: one point of `web` a day at 02:00 UTC, ids `10..`, `11..`, ...
@@ -262,7 +263,7 @@ fn short_ids_tell_points_apart() {
     let mut twin = points[0].clone();
     let mut bytes = *twin.record.id.as_bytes();
     bytes[6] ^= 1;
-    twin.record.id = PointId::from_bytes(bytes);
+    Arc::make_mut(&mut twin.record).id = PointId::from_bytes(bytes);
     let both = [points[0].clone(), twin];
     assert_eq!(short_id(&both, both[0].record.id).len(), 14);
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::{Bad, Findings, Scope, VerifyLevel, VerifyReport};
-use crate::chunk;
+use crate::chunk::{self, Plaintext};
 use crate::error::{Error, Result};
 use crate::format::limits::MAX_PACK_LEN;
 use crate::format::name::ObjectName;
@@ -161,19 +161,21 @@ fn verify_pack(
     }
     let mut in_order: Vec<&&SegmentChunk> = chunks.iter().collect();
     in_order.sort_unstable_by_key(|chunk| (chunk.frame, chunk.offset));
-    // the frame whose plaintext is there, and whether it could be opened
-    let mut open: Option<(u32, bool)> = None;
+    // the frame that was opened last, and where its plaintext stands if it could be
+    let mut open: Option<(u32, Option<InPack>)> = None;
     for chunk in in_order {
         if open.is_none_or(|(frame, _)| frame != chunk.frame) {
             let opened =
                 pack.frames.get(chunk.frame as usize).and_then(|entry| open_frame(bytes, entry, plain));
-            open = Some((chunk.frame, opened.is_some()));
+            open = Some((chunk.frame, opened));
         }
         let start = chunk.offset as usize;
-        let content = match open {
-            Some((_, true)) => plain.get(start..start + chunk.len as usize),
-            _ => None,
+        let frame = match open.and_then(|(_, place)| place) {
+            Some(InPack::Stored { start, end }) => bytes.get(start..end),
+            Some(InPack::Unpacked) => Some(plain.as_slice()),
+            None => None,
         };
+        let content = frame.and_then(|frame| frame.get(start..start + chunk.len as usize));
         verdict.chunks += 1;
         if content.is_none_or(|content| repository.hasher().chunk_id(chunk.kind, content) != chunk.id) {
             verdict.bad_chunks.push(chunk.id);
@@ -187,9 +189,21 @@ fn verify_pack(
     Ok(verdict)
 }
 
-/// Opens a frame of a pack into `plain`; `None` if that is not possible.
-fn open_frame(pack: &[u8], entry: &FrameEntry, plain: &mut Vec<u8>) -> Option<()> {
+/// Where the plaintext of a pack's frame stands.
+#[derive(Clone, Copy)]
+enum InPack {
+    /// In the pack: bytes of it.
+    Stored { start: usize, end: usize },
+    /// In the memory for it.
+    Unpacked,
+}
+
+/// Opens a frame of a pack, into `plain` if that has to be; `None` if that is not possible.
+fn open_frame(pack: &[u8], entry: &FrameEntry, plain: &mut Vec<u8>) -> Option<InPack> {
     let start = entry.offset as usize;
     let end = usize::try_from(entry.end()).ok()?;
-    chunk::open_frame_into(pack.get(start..end)?, entry, plain).ok()
+    match chunk::open_frame_into(pack.get(start..end)?, entry, plain).ok()? {
+        Plaintext::Stored(front) => Some(InPack::Stored { start: start + front, end }),
+        Plaintext::Unpacked => Some(InPack::Unpacked),
+    }
 }

@@ -125,7 +125,7 @@ fn back_up(repository: &Repository, number: usize, predecessor: Option<&PointRec
     })
     .unwrap();
     let stats = PointStats { since_base_bytes: (number > 0).then_some(1), ..PointStats::default() };
-    session.commit(&Outcome::Point { record: Box::new(record.clone()), stats }).unwrap();
+    session.commit(&Outcome::Point { record: record.clone().into(), stats }).unwrap();
     record
 }
 

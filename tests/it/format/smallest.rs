@@ -153,7 +153,7 @@ fn example() -> Example {
         duration_ms: 0,
     };
     let segment = segment(&[&data, &metadata, &twin]).to_object(REPOSITORY).unwrap();
-    let outcome = Outcome::Point { record: Box::new(record), stats };
+    let outcome = Outcome::Point { record: record.into(), stats };
     let outcome = outcome.to_object(REPOSITORY).unwrap();
     Example { config: config().to_object().unwrap(), data, metadata, twin, segment, outcome }
 }

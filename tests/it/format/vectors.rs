@@ -356,7 +356,7 @@ fn points_out_of_bounds_are_refused() {
     for (number, change) in changes.into_iter().enumerate() {
         let mut record = point();
         change(&mut record);
-        let outcome = Outcome::Point { record: Box::new(record), stats: PointStats::default() };
+        let outcome = Outcome::Point { record: record.into(), stats: PointStats::default() };
         let object = outcome.to_object(REPOSITORY).unwrap();
         assert!(Outcome::from_object(&object, REPOSITORY).is_err(), "change {number}");
     }
@@ -377,7 +377,7 @@ fn outcomes() {
     let numbers = "
         0100000000000000 0200000000000000 0300000000000000 0400000000000000
         0500000000000000 0600000000000000 01 0700000000000000 0800000000000000";
-    let outcome = Outcome::Point { record: Box::new(point()), stats };
+    let outcome = Outcome::Point { record: point().into(), stats };
     assert_encodes(&outcome, &format!("00000000 {POINT} {numbers}"));
     let object = outcome.to_object(REPOSITORY).unwrap();
     assert_eq!(Outcome::from_object(&object, REPOSITORY).unwrap(), outcome);
