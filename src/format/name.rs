@@ -122,9 +122,14 @@ impl ObjectName {
                 _ => None,
             };
         };
-        let name = match folder {
+        Some(match folder {
             "keys" => Self::Key(rest.parse().ok()?),
-            "packs" => Self::Pack(rest.split_once('/')?.1.parse().ok()?),
+            "packs" => {
+                // one spelling per object: `packs/00/<id that starts with ff>` is no object
+                let (start, id) = rest.split_once('/')?;
+                let is_its = start.len() == 2 && id.starts_with(start);
+                is_its.then(|| id.parse().ok().map(Self::Pack))??
+            }
             "index" => Self::Segment(rest.parse().ok()?),
             "sessions" => match rest.strip_suffix(".hb") {
                 Some(id) => Self::Heartbeat(id.parse().ok()?),
@@ -138,14 +143,14 @@ impl ObjectName {
                 Self::Damage(pack.parse().ok()?, session.parse().ok()?)
             }
             _ => return None,
-        };
-        // one spelling per object: `packs/00/<id that starts with ff>` is no object
-        (name.to_string() == path).then_some(name)
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -178,5 +183,32 @@ mod tests {
         assert_eq!(ObjectName::parse(&path), None);
         assert_eq!(ObjectName::parse("index/../config"), None);
         assert_eq!(ObjectName::parse("outcomes/"), None);
+    }
+
+    proptest! {
+        /// Nothing else is an object's name than what it is written as.
+        #[test]
+        fn an_object_has_one_spelling(
+            bytes in any::<[u8; 32]>(),
+            number in 0..6usize,
+            at in any::<prop::sample::Index>(),
+            with in "[0-9a-fA-F./ ~é]{0,2}",
+        ) {
+            let (pack, session) = (PackId::from_bytes(bytes), SessionId::from_bytes(*bytes.first_chunk().unwrap()));
+            let names = [
+                ObjectName::Pack(pack),
+                ObjectName::Segment(SegmentId::from_bytes(bytes)),
+                ObjectName::Heartbeat(session),
+                ObjectName::Outcome(session),
+                ObjectName::Mark(session),
+                ObjectName::Damage(pack, session),
+            ];
+            let mut path = names[number].to_string();
+            let at = at.index(path.len());
+            path.replace_range(at..=at, &with);
+            if let Some(name) = ObjectName::parse(&path) {
+                prop_assert_eq!(name.to_string(), path);
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ mod rocks;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::path::Path;
 
@@ -97,7 +97,7 @@ pub fn open_index(cache_dir: Option<&Path>, repository: RepositoryId) -> OpenedI
 
 /// Brings an index up to date: applies the segments of `listed` that it lacks, as far as `load` returns them (it
 /// returns none for those that do not count), and begins anew if it has some that are gone, or whose owners `counts` does
-/// not take for committed any more.
+/// not take for committed any more; `before_clear` is called when it does.
 ///
 /// # Errors
 /// Those of the index and of `load`; [`crate::error::Error::Cancelled`].
@@ -106,10 +106,12 @@ pub fn synchronize(
     listed: &[SegmentId],
     counts: &dyn Fn(SessionId) -> bool,
     load: &mut dyn FnMut(SegmentId) -> Result<Option<Segment>>,
+    before_clear: &mut dyn FnMut(),
     monitor: &dyn Monitor,
 ) -> Result<()> {
     let mut applied = index.applied()?;
     if !is_within(&applied, listed, counts) {
+        before_clear();
         index.clear()?;
         applied.clear();
     }
@@ -129,26 +131,15 @@ pub fn synchronize(
     if group.is_empty() { Ok(()) } else { index.apply(&group) }
 }
 
-/// Returns true if the index has segments that are not in `listed`, or whose owners `counts` does not take for committed:
-/// then [`synchronize`] begins anew.
-///
-/// # Errors
-/// Those of the index.
-pub fn has_others_than(
-    index: &dyn Index,
-    listed: &[SegmentId],
-    counts: &dyn Fn(SessionId) -> bool,
-) -> Result<bool> {
-    Ok(!is_within(&index.applied()?, listed, counts))
-}
-
+/// Returns true if the index has no segments but those of `listed`, each of them named once, and `counts` takes their owners
+/// for committed.
 fn is_within(
     applied: &HashMap<SegmentId, SessionId>,
     listed: &[SegmentId],
     counts: &dyn Fn(SessionId) -> bool,
 ) -> bool {
-    let present: HashSet<SegmentId> = listed.iter().copied().collect();
-    applied.iter().all(|(id, owner)| present.contains(id) && counts(*owner))
+    let present = listed.iter().filter(|id| applied.contains_key(id)).count();
+    present == applied.len() && applied.values().all(|owner| counts(*owner))
 }
 
 /// Returns where a chunk of a segment is; none if the segment contradicts itself, which a decoded one does not.

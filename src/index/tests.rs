@@ -60,7 +60,7 @@ fn bring(index: &dyn Index, segments: &[(SegmentId, Segment)]) -> usize {
         loaded += 1;
         Ok(segments.iter().find(|(id, _)| *id == wanted).map(|(_, segment)| segment.clone()))
     };
-    synchronize(index, &listed, &|_| true, &mut load, &Recorder::new()).unwrap();
+    synchronize(index, &listed, &|_| true, &mut load, &mut || (), &Recorder::new()).unwrap();
     loaded
 }
 
@@ -123,7 +123,7 @@ fn a_segment_whose_owner_does_not_count_any_more_takes_its_places_along() {
         let mut load = |_| Ok(None);
         let listed = [segment_id(1), segment_id(2)];
         let counts = |id| id != owner;
-        synchronize(index.as_ref(), &listed, &counts, &mut load, &Recorder::new()).unwrap();
+        synchronize(index.as_ref(), &listed, &counts, &mut load, &mut || (), &Recorder::new()).unwrap();
         assert_eq!(packs(index.as_ref(), [5, 25]), [vec![], vec![]], "all is asked for again");
     }
 }
@@ -137,7 +137,7 @@ fn an_uncommitted_segment_is_asked_for_each_time() {
             asked += 1;
             Ok(None)
         };
-        synchronize(&index, &[segment_id(1)], &|_| true, &mut load, &Recorder::new()).unwrap();
+        synchronize(&index, &[segment_id(1)], &|_| true, &mut load, &mut || (), &Recorder::new()).unwrap();
         assert_eq!(asked, 1);
     }
 }
@@ -146,10 +146,12 @@ fn an_uncommitted_segment_is_asked_for_each_time() {
 fn a_failing_load_and_a_cancelled_run_fail() {
     let index = MemoryIndex::default();
     let mut load = |_| Err(Error::Cancelled);
-    assert!(synchronize(&index, &[segment_id(1)], &|_| true, &mut load, &Recorder::new()).is_err());
+    assert!(
+        synchronize(&index, &[segment_id(1)], &|_| true, &mut load, &mut || (), &Recorder::new()).is_err()
+    );
     let monitor = Recorder::new();
     monitor.cancel();
-    let result = synchronize(&index, &[segment_id(1)], &|_| true, &mut |_| Ok(None), &monitor);
+    let result = synchronize(&index, &[segment_id(1)], &|_| true, &mut |_| Ok(None), &mut || (), &monitor);
     assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
 }
 
@@ -248,8 +250,15 @@ mod on_disk {
             let mut load =
                 |id| Ok(segments.iter().find(|(known, _)| *known == id).map(|(_, segment)| segment.clone()));
             let ids: Vec<ChunkId> = (0..20_000).chain(30_000..30_100).map(chunk_id).collect();
-            let done = synchronize(opened.index.as_ref(), &listed, &|_| true, &mut load, &Recorder::new())
-                .and_then(|()| opened.index.lookup(&ids));
+            let done = synchronize(
+                opened.index.as_ref(),
+                &listed,
+                &|_| true,
+                &mut load,
+                &mut || (),
+                &Recorder::new(),
+            )
+            .and_then(|()| opened.index.lookup(&ids));
             match done {
                 // missing places cost space, never content; wrong ones are found by the chunk's id
                 Ok(found) => {

@@ -65,8 +65,8 @@ pub fn stats(repository: &Repository, points: &[PointId], monitor: &dyn Monitor)
             counter.look_up()?;
         }
     }
-    report.packs = view.packs().len() as u64;
-    report.stored_bytes = view.packs().values().sum();
+    report.packs = view.pack_ids().len() as u64;
+    report.stored_bytes = view.pack_lens()?.into_iter().map(|(_, len)| len).sum();
     report.index_bytes = repository.storage().list(Folder::Segments)?.iter().map(|listed| listed.len).sum();
     Ok(report)
 }

@@ -95,6 +95,7 @@ impl Repository {
         })?;
         let mut view = self.synchronize(&catalog, early, monitor)?;
         if !marks_first {
+            view.pack_lens()?;
             view.set_marks(marks()?);
         }
         view.set_lost(catalog.is_anything_lost());
@@ -110,7 +111,7 @@ impl Repository {
             let turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
             let listed = self.segments()?;
             // what is listed after the segments has all that they place
-            let view = scope.spawn(|| View::load(self.storage(), self.id(), marks));
+            let view = scope.spawn(|| View::load(&self.storage, self.id(), marks));
             self.update_index(&listed, catalog, monitor)?;
             drop(turn);
             view.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -119,19 +120,20 @@ impl Repository {
 
     fn update_index(&self, listed: &[SegmentId], catalog: &Catalog, monitor: &dyn Monitor) -> Result<()> {
         let index = self.current_index();
-        let counts = |owner| self.counts(owner, catalog);
+        let mut filling = None;
         // sessions that look something up meanwhile wait: it would seem to be lost
-        let is_filled = !index::has_others_than(index.as_ref(), listed, &counts).unwrap_or(true);
-        let _filling = (!is_filled).then(|| self.filling.write().unwrap_or_else(PoisonError::into_inner));
-        if let Err(error) = self.apply_segments(index.as_ref(), listed, catalog, monitor) {
+        let mut before_clear =
+            || filling = Some(self.filling.write().unwrap_or_else(PoisonError::into_inner));
+        if let Err(error) = self.apply_segments(index.as_ref(), listed, catalog, &mut before_clear, monitor) {
             if matches!(error, Error::Cancelled) {
                 return Err(error);
             }
             monitor.note(&format!("the local index is not usable and is rebuilt in memory: {error}"));
             let fresh = Arc::new(MemoryIndex::default());
-            self.apply_segments(fresh.as_ref(), listed, catalog, monitor)?;
+            self.apply_segments(fresh.as_ref(), listed, catalog, &mut || (), monitor)?;
             self.replace_index(fresh);
         }
+        drop(filling);
         Ok(())
     }
 
@@ -150,6 +152,7 @@ impl Repository {
         index: &dyn Index,
         listed: &[SegmentId],
         catalog: &Catalog,
+        before_clear: &mut dyn FnMut(),
         monitor: &dyn Monitor,
     ) -> Result<()> {
         let mut load = |id: SegmentId| -> Result<Option<Segment>> {
@@ -164,7 +167,8 @@ impl Repository {
                 Err(error) => Err(error),
             }
         };
-        index::synchronize(index, listed, &|owner| self.counts(owner, catalog), &mut load, monitor)
+        let counts = |owner| self.counts(owner, catalog);
+        index::synchronize(index, listed, &counts, &mut load, before_clear, monitor)
     }
 
     /// Returns the ids of all segments that the storage lists.
@@ -218,7 +222,7 @@ impl Repository {
         let silent = crate::monitor::Recorder::new();
         let fresh = Arc::new(MemoryIndex::default());
         let catalog = self.catalog(&silent)?;
-        self.apply_segments(fresh.as_ref(), &self.segments()?, &catalog, &silent)?;
+        self.apply_segments(fresh.as_ref(), &self.segments()?, &catalog, &mut || (), &silent)?;
         let found = fresh.lookup(ids);
         self.replace_index(fresh);
         found

@@ -99,7 +99,7 @@ impl Near {
             if state.met.len() >= MAX_MET_PACKS {
                 state.met.clear();
             }
-            let stored_len = view.packs().get(&place.pack).copied().unwrap_or(0);
+            let stored_len = view.pack_len(place.pack).ok().flatten().unwrap_or(0);
             let met = state.met.entry(place.pack).or_default();
             met.times += 1;
             // once only: a table that cannot be read, or is too long, is not asked for again
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn a_table_is_wanted_once_enough_was_asked_of_its_pack() {
         let near = Near::new(false);
-        let view = View::default();
+        let view = View::of_a_test();
         let met = [(id(7), place(7))];
         for _ in 1..MIN_MET {
             assert!(near.meet(&met, &view).is_empty());
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn a_table_that_made_room_is_wanted_again_the_later_the_longer_it_is() {
         let near = Near { state: Mutex::default(), limit: 1000 };
-        let view = View::default();
+        let view = View::of_a_test();
         let met = [(id(7), place(7))];
         let until_wanted = || (1..).find(|_| !near.meet(&met, &view).is_empty());
         assert_eq!(until_wanted(), Some(MIN_MET));

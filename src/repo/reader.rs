@@ -175,7 +175,7 @@ impl<'a> ChunkReader<'a> {
             *slot = place;
         }
         for pack in self.near.meet(&met, self.view) {
-            let len = self.view.packs().get(&pack).copied().unwrap_or(0);
+            let len = self.view.pack_len(pack)?.unwrap_or(0);
             let table = self.repository.read_short_pack_table(pack, len, self.near.max_table_len());
             // without it there is still the index
             if let Ok((_, table)) = table {

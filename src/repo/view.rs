@@ -1,6 +1,7 @@
 //! Which packs a session may rely on: listed, in no mark, not known to be bad.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, OnceLock};
 
 use super::config::is_of_object;
 use crate::error::{Error, Result};
@@ -9,7 +10,7 @@ use crate::format::name::{Folder, ObjectName};
 use crate::format::session::{Damage, Mark};
 use crate::id::{ChunkId, PackId, PointId, RepositoryId};
 use crate::index::Location;
-use crate::storage::Storage;
+use crate::storage::{Storage, in_threads};
 
 /// What is known to be bad in a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,9 +61,12 @@ impl Marks {
 }
 
 /// What a session saw when it began.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct View {
-    packs: HashMap<PackId, u64>,
+    storage: Arc<dyn Storage>,
+    /// Those that were listed, with their lengths where somebody has asked for them; `None` of one that has gone since. To look
+    /// at each takes much longer than to list them, and a session meets few of them.
+    packs: HashMap<PackId, OnceLock<Option<u64>>>,
     marks: Marks,
     bad: HashMap<PackId, Bad>,
     /// A verify has found that something is lost, whether or not there is a pack to record that of.
@@ -75,13 +79,14 @@ impl View {
     ///
     /// # Errors
     /// A failed listing or read. A damage record that cannot be decoded condemns its whole pack.
-    pub fn load(storage: &dyn Storage, repository: RepositoryId, marks: Marks) -> Result<Self> {
+    pub fn load(storage: &Arc<dyn Storage>, repository: RepositoryId, marks: Marks) -> Result<Self> {
+        let storage = Arc::clone(storage);
         let mut bad: HashMap<PackId, Bad> = HashMap::new();
         for listed in storage.list(Folder::Damage)? {
             let ObjectName::Damage(pack, _) = listed.name else { continue };
             let bytes = match storage.get(listed.name, ObjectKind::Damage.max_object_len()) {
                 Err(Error::NotFound { .. }) => continue,
-                Err(error) if is_of_object(storage, &error) => Vec::new(),
+                Err(error) if is_of_object(storage.as_ref(), &error) => Vec::new(),
                 other => other?,
             };
             let chunks = match Damage::from_object(&bytes, repository) {
@@ -96,12 +101,19 @@ impl View {
             }
         }
         let mut packs = HashMap::new();
-        for listed in storage.list(Folder::Packs)? {
-            if let ObjectName::Pack(id) = listed.name {
-                packs.insert(id, listed.len);
+        for name in storage.names(Folder::Packs)? {
+            if let ObjectName::Pack(id) = name {
+                packs.insert(id, OnceLock::new());
             }
         }
-        Ok(Self { packs, marks, bad, is_anything_lost: false })
+        Ok(Self { storage, packs, marks, bad, is_anything_lost: false })
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_a_test() -> Self {
+        let storage = Arc::new(crate::storage::memory::MemoryStorage::new());
+        let (packs, bad) = Default::default();
+        Self { storage, packs, marks: Marks::default(), bad, is_anything_lost: false }
     }
 
     pub(super) fn set_lost(&mut self, is_anything_lost: bool) {
@@ -112,9 +124,43 @@ impl View {
         self.marks = marks;
     }
 
-    /// Returns the packs that the storage holds, with their lengths in bytes.
-    pub fn packs(&self) -> &HashMap<PackId, u64> {
-        &self.packs
+    /// Returns true if the storage holds a pack.
+    pub fn has_pack(&self, id: PackId) -> bool {
+        self.packs.contains_key(&id)
+    }
+
+    /// Returns the packs that the storage holds.
+    pub fn pack_ids(&self) -> impl ExactSizeIterator<Item = PackId> {
+        self.packs.keys().copied()
+    }
+
+    /// Returns the length of a pack, bytes; `None` if it is not there.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    pub fn pack_len(&self, id: PackId) -> Result<Option<u64>> {
+        let Some(place) = self.packs.get(&id) else { return Ok(None) };
+        if let Some(len) = place.get() {
+            return Ok(*len);
+        }
+        let len = match self.storage.len(ObjectName::Pack(id)) {
+            Ok(len) => Some(len),
+            Err(Error::NotFound { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(*place.get_or_init(|| len))
+    }
+
+    /// Returns the packs that the storage holds, with their lengths in bytes. Looks at each of them, several at once.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    pub fn pack_lens(&self) -> Result<Vec<(PackId, u64)>> {
+        let ids: Vec<PackId> = self.pack_ids().collect();
+        in_threads(&ids, |ids| {
+            let len = |id: &PackId| Ok(self.pack_len(*id)?.map(|len| (*id, len)));
+            ids.iter().filter_map(|id| len(id).transpose()).collect()
+        })
     }
 
     /// Returns the marks that were there.
@@ -122,9 +168,14 @@ impl View {
         &self.marks
     }
 
-    /// Returns true if a chunk can be read from there: the pack is there and long enough.
+    /// Returns true if a chunk can be read from there as far as is known: the pack is there and long enough. Whoever reads one
+    /// that cannot be looked at learns why.
     pub fn is_readable(&self, location: &Location) -> bool {
-        self.packs.get(&location.pack).is_some_and(|len| location.frame.end() <= *len)
+        self.holds(location).unwrap_or(true)
+    }
+
+    fn holds(&self, location: &Location) -> Result<bool> {
+        Ok(self.pack_len(location.pack)?.is_some_and(|len| location.frame.end() <= len))
     }
 
     /// Returns true if anything is recorded as damaged.
@@ -159,7 +210,7 @@ impl View {
     /// Returns true if a chunk is there as far as is known: readable, not recorded as damaged. A prune may be about to
     /// move it.
     pub fn is_good(&self, id: &ChunkId, location: &Location) -> bool {
-        self.is_readable(location) && !self.is_condemned(location.pack, id)
+        self.holds(location).unwrap_or(false) && !self.is_condemned(location.pack, id)
     }
 
     /// Returns true if a prune has marked the pack.

@@ -4,7 +4,7 @@
 //! if the name is taken; then the directory is synced. After a crash an object is there as a whole or not at all,
 //! and one whose `put_new` returned is there.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::ErrorKind;
 use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{Advice, CWD, OFlags, RenameFlags};
+use rustix::fs::{Advice, AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags};
 use rustix::io::Errno;
 
 use super::{Leftover, Listed, Storage, direct, in_threads};
@@ -24,6 +24,9 @@ const TEMPORARY: &str = "tmp";
 
 /// Bytes of a filler that are in memory.
 const FILLER_PART_LEN: usize = 1 << 20;
+
+/// Bytes of a directory that are read at once.
+const LISTING_LEN: usize = 128 << 10;
 
 /// How often an object is written again whose file was removed before it had its name.
 const MAX_TRIES: u32 = 3;
@@ -203,42 +206,49 @@ impl LocalStorage {
             Err(error) => return Err(Error::io("open", self.object(name), error)),
         };
         let found = file.metadata().map_err(|error| Error::io("look at", self.object(name), error))?;
-        if !found.is_file() {
-            return Err(Error::malformed(
-                self.object(name),
-                FormatFault::Invalid { what: "the object", found: "no regular file".into() },
-            ));
-        }
+        self.check_file(name, &found)?;
         Ok((file, found.len()))
+    }
+
+    fn check_file(&self, name: ObjectName, found: &Metadata) -> Result<()> {
+        if found.is_file() {
+            return Ok(());
+        }
+        let fault = FormatFault::Invalid { what: "the object", found: "no regular file".into() };
+        Err(Error::malformed(self.object(name), fault))
     }
 
     /// Returns the objects of a folder's directory. Their lengths are found out only if `with_len`: looking at each takes
     /// longer than listing them all.
     fn list_directory(&self, path: &Path, with_len: bool) -> Result<Vec<Listed>> {
         let mut listed = Vec::new();
-        let failed = |error| Error::io("list", path.display(), error);
+        let failed = |errno: Errno| Error::io("list", path.display(), errno.into());
         let Some(folder) = path.strip_prefix(&self.root).ok().and_then(Path::to_str) else {
             return Ok(listed);
         };
-        for entry in std::fs::read_dir(path).map_err(failed)? {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
+        let mut memory = Vec::with_capacity(LISTING_LEN);
+        let mut entries = RawDir::new(&directory, memory.spare_capacity_mut());
+        let mut object = format!("{folder}/");
+        let folder_len = object.len();
+        while let Some(entry) = entries.next() {
             let entry = entry.map_err(failed)?;
-            let file_name = entry.file_name();
-            let name = file_name.to_str().and_then(|name| ObjectName::parse(&format!("{folder}/{name}")));
-            let Some(name) = name else { continue };
-            let found = match entry.file_type() {
-                Ok(kind) if kind.is_file() && !with_len => {
-                    listed.push(Listed { name, len: 0 });
-                    continue;
+            object.truncate(folder_len);
+            object.push_str(entry.file_name().to_str().unwrap_or_default());
+            let Some(name) = ObjectName::parse(&object) else { continue };
+            if entry.file_type() == FileType::RegularFile && !with_len {
+                listed.push(Listed { name, len: 0 });
+                continue;
+            }
+            match rustix::fs::statat(&directory, entry.file_name(), AtFlags::empty()) {
+                Ok(found) if FileType::from_raw_mode(found.st_mode).is_file() => {
+                    listed.push(Listed { name, len: found.st_size.try_into().unwrap_or_default() });
                 }
-                Ok(kind) if kind.is_file() => entry.metadata(),
-                _ => std::fs::metadata(entry.path()),
-            };
-            match found {
-                Ok(found) if found.is_file() => listed.push(Listed { name, len: found.len() }),
                 Ok(_) => {}
                 // deleted since the directory was read
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::io("look at", entry.path().display(), error)),
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(Error::io("look at", self.path(name).display(), errno.into())),
             }
         }
         Ok(listed)
@@ -404,9 +414,9 @@ impl Storage for LocalStorage {
             let fault = FormatFault::TooLarge { what: "its length", found: len, max: max_len };
             return Err(Error::malformed(self.object(name), fault));
         }
-        // objects do not grow: one byte more than it had is enough to notice one that does
-        let found = read_up_to(&file, 0, len + 1, bytes)
-            .map_err(|error| Error::io("read", self.object(name), error))?;
+        // objects do not grow: nothing is behind what it had when it was opened
+        let found =
+            read_up_to(&file, 0, len, bytes).map_err(|error| Error::io("read", self.object(name), error))?;
         if found != len {
             let fault = FormatFault::Truncated { found, needed: len };
             return Err(Error::malformed(self.object(name), fault));
@@ -439,7 +449,12 @@ impl Storage for LocalStorage {
     }
 
     fn len(&self, name: ObjectName) -> Result<u64> {
-        self.open_object(name).map(|(_, len)| len)
+        let found = std::fs::metadata(self.path(name)).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => Error::NotFound { object: self.object(name) },
+            _ => Error::io("look at", self.object(name), error),
+        })?;
+        self.check_file(name, &found)?;
+        Ok(found.len())
     }
 
     fn list(&self, folder: Folder) -> Result<Vec<Listed>> {

@@ -292,8 +292,9 @@ fn choose_all(
     let mut uses: HashMap<PackId, PackUse> = HashMap::new();
     let mut small = HashSet::new();
     let healed = healed(repository, catalog, view, monitor)?;
+    let packs = view.pack_lens()?;
     let spare = for_each_segment(repository, catalog, monitor, &mut |id, segment| {
-        add_uses(segment, view, &healed, &mut live, &mut uses);
+        add_uses(segment, view, &healed, &mut live, &mut uses)?;
         if segment.chunks.len() < SEGMENT_TARGET_CHUNKS / 4 {
             small.insert(id);
         }
@@ -310,7 +311,7 @@ fn choose_all(
         repository.open_sessions()?.into_iter().partition(|session| repository.is_dead_here(session));
     if open.iter().all(|session| is_prune(session.record.as_ref())) {
         // packs that no segment speaks of: nobody is at work, so they are what killed sessions left
-        for (id, len) in view.packs() {
+        for (id, len) in &packs {
             uses.entry(*id).or_insert(PackUse::of_nobody(*id, *len));
         }
     }
@@ -327,7 +328,7 @@ fn choose_all(
         drop,
         merge,
         live_chunks: live.len(),
-        stored_before: view.packs().values().sum(),
+        stored_before: packs.iter().map(|(_, len)| len).sum(),
     };
     Ok((chosen, live))
 }
@@ -427,7 +428,7 @@ fn healed(
         }
     })?;
     each(&mut |id, pack| {
-        if condemned.contains(&id) && view.packs().contains_key(&pack) && !view.is_condemned(pack, &id) {
+        if condemned.contains(&id) && view.has_pack(pack) && !view.is_condemned(pack, &id) {
             healed.insert(id);
         }
     })?;
@@ -442,13 +443,13 @@ fn add_uses(
     healed: &HashSet<ChunkId>,
     live: &mut Live,
     uses: &mut HashMap<PackId, PackUse>,
-) {
+) -> Result<()> {
     let mut counted: Vec<Option<(u64, u64)>> =
         segment.packs.iter().map(|pack| (!uses.contains_key(&pack.id)).then_some((0, 0))).collect();
     for chunk in &segment.chunks {
         let there = segment.packs.get(chunk.pack as usize).is_some_and(|pack| {
             let spoiled = healed.contains(&chunk.id) && view.is_condemned(pack.id, &chunk.id);
-            view.packs().contains_key(&pack.id) && !spoiled
+            view.has_pack(pack.id) && !spoiled
         });
         if let (true, Some(Some((raw, needed)))) = (there, counted.get_mut(chunk.pack as usize)) {
             *raw += u64::from(chunk.len);
@@ -460,9 +461,10 @@ fn add_uses(
     for (pack, lens) in segment.packs.iter().zip(counted) {
         let Some((raw_len, live_len)) = lens else { continue };
         let (id, kind) = (pack.id, pack.kind);
-        let stored_len = view.packs().get(&id).copied().unwrap_or(0);
+        let stored_len = view.pack_len(id)?.unwrap_or(0);
         uses.insert(id, PackUse { id, kind, stored_len, raw_len, live_len, is_damaged: false });
     }
+    Ok(())
 }
 
 /// A point whose outcome is lost looks like what a killed session left.

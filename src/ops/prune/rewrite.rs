@@ -244,9 +244,8 @@ impl<'a> Survivors<'a> {
     fn take(&mut self, segment: &Segment, scope: &Scope<'_>) -> Result<()> {
         let mut renumbered: Vec<Option<u32>> = Vec::with_capacity(segment.packs.len());
         for pack in &segment.packs {
-            let stays = !scope.marked.contains(&pack.id)
-                && scope.view.packs().contains_key(&pack.id)
-                && self.seen.insert(pack.id);
+            let stays =
+                !scope.marked.contains(&pack.id) && scope.view.has_pack(pack.id) && self.seen.insert(pack.id);
             let number = u32::try_from(self.packs.len()).ok().filter(|_| stays);
             renumbered.push(number);
             if number.is_some() {

@@ -64,12 +64,12 @@ pub(super) fn for_each_segment(
 /// [`Error::Damaged`]
 pub(super) fn refuse_unknown(unreadable: &[SegmentId], listed: &HashSet<PackId>, view: &View) -> Result<()> {
     let Some(id) = unreadable.first() else { return Ok(()) };
-    match view.packs().keys().find(|pack| !listed.contains(*pack)) {
+    match view.pack_ids().find(|pack| !listed.contains(pack)) {
         None => Ok(()),
         Some(pack) => Err(Error::Damaged(format!(
             "{} cannot be read and may be what lists {}; nothing is deleted before `vmkeep repair index`",
             ObjectName::Segment(*id),
-            ObjectName::Pack(*pack),
+            ObjectName::Pack(pack),
         ))),
     }
 }

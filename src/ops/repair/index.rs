@@ -56,12 +56,12 @@ pub fn repair_index(repository: &Repository, dry_run: bool, monitor: &dyn Monito
             Err(error) => return Err(error),
         }
     }
-    let missing: Vec<PackId> = unlisted(&view, &listed);
-    let task = monitor.start("packs", missing.iter().filter_map(|id| view.packs().get(id)).sum());
+    let missing = unlisted(&view, &listed)?;
+    let task = monitor.start("packs", missing.iter().map(|(_, len)| len).sum());
     let mut batch = Batch::default();
-    for id in missing {
+    for (id, len) in missing {
         monitor.check()?;
-        monitor.advance(task, view.packs().get(&id).copied().unwrap_or(0));
+        monitor.advance(task, len);
         match batch.take(repository, id) {
             Ok(chunks) => {
                 report.packs += 1;
@@ -89,13 +89,16 @@ pub fn repair_index(repository: &Repository, dry_run: bool, monitor: &dyn Monito
     }
 }
 
-/// Returns the packs to list. One that a prune has marked is about to go.
-fn unlisted(view: &View, listed: &HashSet<PackId>) -> Vec<PackId> {
+/// Returns the packs to list, and their lengths in bytes. One that a prune has marked is about to go, and one that has gone
+/// needs no listing.
+fn unlisted(view: &View, listed: &HashSet<PackId>) -> Result<Vec<(PackId, u64)>> {
     let marked = &view.marks().packs;
-    let mut missing: Vec<PackId> =
-        view.packs().keys().copied().filter(|id| !listed.contains(id) && !marked.contains(id)).collect();
+    let ids = view.pack_ids().filter(|id| !listed.contains(id) && !marked.contains(id));
+    let with_len = |id| Ok(view.pack_len(id)?.map(|len| (id, len)));
+    let mut missing: Vec<(PackId, u64)> =
+        ids.filter_map(|id| with_len(id).transpose()).collect::<Result<_>>()?;
     missing.sort_unstable();
-    missing
+    Ok(missing)
 }
 
 /// Packs of the next segment.

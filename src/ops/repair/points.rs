@@ -177,7 +177,7 @@ fn made_no_point(
             Err(error) => return Err(error),
         }
     }
-    let is_needed = |pack: &PackId| view.packs().contains_key(pack) && !listed.contains(pack);
+    let is_needed = |pack: &PackId| view.has_pack(*pack) && !listed.contains(pack);
     owners.extend(others.iter().filter(|(_, packs)| packs.iter().any(is_needed)).map(|(owner, _)| *owner));
     // a sweep whose mark is there may not be carried out yet
     let marks = repository.storage().list(Folder::Marks)?;

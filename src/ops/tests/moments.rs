@@ -65,22 +65,41 @@ fn packs_of(storage: &MemoryStorage, kind: PackKind) -> Vec<ObjectName> {
     storage.list(Folder::Packs).unwrap().into_iter().filter(is_kind).map(|listed| listed.name).collect()
 }
 
-/// A sweep is decided when a backup begins, and is over between the listing of the packs and whatever the backup reads
-/// next.
+/// A sweep is decided when a backup begins, and is over when the backup has looked at packs and put one of its own.
 fn sweep_meets_backup(rule: Option<Rule>) -> Result<()> {
     let before = before();
     let inner = decided(&before.storage);
     let pruning = inner.clone();
-    let storage = HookedStorage::new(&inner).on_list(move |folder, listed| {
-        if folder == Folder::Packs {
-            // what is left to choose is too little to choose it: it does not wait for the backup
-            drop(prune(&open(pruning.clone(), None), &PruneOptions::default(), &Recorder::new()));
+    let storage = HookedStorage::new(&inner).behind_put(move |name| {
+        if let ObjectName::Pack(_) = name {
+            carry_out(&pruning);
         }
-        listed
+        Ok(())
     });
     let mut world = World::resume(open(storage, rule), &before.forgotten[0].contents, Vec::new());
     world.try_backup(RequestedLevel::Auto)?;
     read(&inner, world.kept)
+}
+
+/// A sweep is decided when a backup begins, and is over when the backup lists the marks.
+fn sweep_precedes_marks(rule: Option<Rule>) -> Result<()> {
+    let before = before();
+    let inner = decided(&before.storage);
+    let pruning = inner.clone();
+    let storage = HookedStorage::new(&inner).before_list(move |folder| {
+        if folder == Folder::Marks {
+            carry_out(&pruning);
+        }
+    });
+    let mut world = World::resume(open(storage, rule), &before.forgotten[0].contents, Vec::new());
+    world.try_backup(RequestedLevel::Auto)?;
+    read(&inner, world.kept)
+}
+
+/// Ends a sweep that was decided.
+fn carry_out(storage: &MemoryStorage) {
+    // what is left to choose is too little to choose it: it does not wait for anybody
+    drop(prune(&open(storage.clone(), None), &PruneOptions::default(), &Recorder::new()));
 }
 
 /// A prune comes as soon as an undelete has its outcome, before anything else is done.
@@ -310,7 +329,7 @@ type Moment = fn(Option<Rule>) -> Result<()>;
 const MOMENTS: [(Rule, Moment); 12] = [
     (Rule::HeedMarks, sweep_meets_backup),
     (Rule::HeedMarkedBases, swept_point_is_back),
-    (Rule::MarksBeforeSegments, sweep_meets_backup),
+    (Rule::MarksBeforeSegments, sweep_precedes_marks),
     (Rule::AppliedMustCount, outcome_of_a_prune_is_lost),
     (Rule::HitMustBeListed, lost_content_comes_back),
     (Rule::HeedDamage, damaged_content_comes_back),

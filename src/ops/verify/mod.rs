@@ -208,6 +208,8 @@ struct Verified {
 
 fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn Monitor) -> Result<Verified> {
     let (catalog, view) = repository.refresh_to_read(monitor)?;
+    // all are wanted: several at once
+    view.pack_lens()?;
     let all = chosen_points(&catalog, &options.points)?;
     let now_ms = (repository.environment().now_ms)();
     let is_due = |entry: &&PointEntry| is_due(&catalog, entry, options, now_ms);
@@ -230,7 +232,7 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
     let reader = ChunkReader::new(repository, &view);
     if wanted.is_none() {
         check_folders(repository, &mut findings)?;
-        for (_, len) in view.packs().iter().filter(|(id, _)| !bad.listed.contains(*id)) {
+        for (_, len) in view.pack_lens()?.iter().filter(|(id, _)| !bad.listed.contains(id)) {
             report.unlisted_packs += 1;
             report.unlisted_bytes += len;
         }
@@ -294,8 +296,7 @@ fn wanted_packs(
     let needed = if everything { None } else { Some(points::needed_packs(repository, view, points)?) };
     let Some(sample) = options.sample else { return Ok(needed) };
     let is_needed = |id: &PackId| needed.as_ref().is_none_or(|needed| needed.contains(id));
-    let packs: Vec<(PackId, u64)> =
-        view.packs().iter().filter(|(id, _)| is_needed(id)).map(|(id, len)| (*id, *len)).collect();
+    let packs: Vec<(PackId, u64)> = view.pack_lens()?.into_iter().filter(|(id, _)| is_needed(id)).collect();
     let of_packs = packs.len() as u64;
     // each scope has a cursor of its own: the packs of one are not those of another
     let is_same = |scope: &SampleScope| scope.level == options.level.into() && scope.domains == domains;
@@ -329,7 +330,7 @@ fn verify_segments(
     for id in scope.repository.segments()? {
         monitor.check()?;
         let Some(segment) = load_counted(scope, id, findings)? else { continue };
-        check_pack_list(&segment, scope, bad, findings, report);
+        check_pack_list(&segment, scope, bad, findings, report)?;
         if scope.level < VerifyLevel::Packs {
             continue;
         }
@@ -373,10 +374,10 @@ fn check_pack_list(
     bad: &mut Bad,
     findings: &mut Findings,
     report: &mut VerifyReport,
-) {
+) -> Result<()> {
     for (no, pack) in segment.packs.iter().enumerate() {
         bad.listed.insert(pack.id);
-        let len = scope.view.packs().get(&pack.id);
+        let len = scope.view.pack_len(pack.id)?;
         // one that is missing is in no sample, and is noticed all the same
         if len.is_some() && scope.wanted.is_some_and(|wanted| !wanted.contains(&pack.id)) {
             continue;
@@ -387,14 +388,15 @@ fn check_pack_list(
                 findings.at_pack(pack.id, "the pack is missing");
                 bad.packs.insert(pack.id);
             }
-            Some(len) if *len != pack.stored_len => {
+            Some(len) if len != pack.stored_len => {
                 let problem = format!("the pack has {len} bytes, its segment says {}", pack.stored_len);
                 findings.at_pack(pack.id, &problem);
-                bad.chunks.extend(cut_off(segment, no, *len));
+                bad.chunks.extend(cut_off(segment, no, len));
             }
             Some(_) => {}
         }
     }
+    Ok(())
 }
 
 /// Returns the chunks that stood behind the end of a pack which has only `len` bytes.

@@ -44,8 +44,7 @@ fn jobs_of<'a>(scope: &Scope<'_>, segments: &'a [Segment]) -> Vec<Job<'a>> {
             }
         }
         let packs = segment.packs.iter().zip(by_pack).filter(|(pack, _)| {
-            scope.view.packs().contains_key(&pack.id)
-                && scope.wanted.is_none_or(|wanted| wanted.contains(&pack.id))
+            scope.view.has_pack(pack.id) && scope.wanted.is_none_or(|wanted| wanted.contains(&pack.id))
         });
         jobs.extend(packs.map(|(pack, chunks)| Job { pack, chunks }));
     }

@@ -330,7 +330,7 @@ impl Walker<'_, '_> {
             return Ok(index);
         }
         let index = MemoryIndex::default();
-        let packs = self.reader.view().packs().iter().map(|(id, len)| (*id, *len));
+        let packs = self.reader.view().pack_lens()?.into_iter();
         let packs = packs.filter(|(id, _)| !self.bad.listed.contains(id));
         self.scope.repository.index_tables(&index, packs, self.monitor)?;
         Ok(self.unlisted.get_or_init(|| index))

@@ -159,7 +159,7 @@ fn samples_go_on_whatever_clocks_and_other_samples_do() {
     let (catalog, view) = world.repository.refresh(&Recorder::new()).unwrap();
     let points = catalog.points().iter().map(|entry| entry.record.id).collect();
     let named = VerifyOptions { points, ..all.clone() };
-    let listed: Vec<(PackId, u64)> = view.packs().iter().map(|(id, len)| (*id, *len)).collect();
+    let listed: Vec<(PackId, u64)> = view.pack_lens().unwrap();
     assert!(listed.len() >= 18, "{}", listed.len());
     let mut expected = choose(listed.clone(), sample, None).pop();
     for _ in 0..5 {
