@@ -40,6 +40,9 @@ const BULK_CHUNKS: usize = 16 * 1024;
 /// An index of so many bytes is read ahead when it is opened: that of a million chunks.
 const WARM_LEN: u64 = 96 << 20;
 
+/// Room for more than 32 MiB of entries; only what is used of it is memory.
+const ROOM_ENTRIES: usize = (33 << 20) / size_of::<(Key, Value)>();
+
 type Key = [u8; KEY_LEN];
 type Value = [u8; VALUE_LEN];
 
@@ -158,7 +161,11 @@ impl Index for RocksIndex {
     }
 
     fn apply(&self, segments: &[(SegmentId, Segment)]) -> Result<()> {
-        let mut entries = Vec::with_capacity(segments.iter().map(|(_, segment)| segment.chunks.len()).sum());
+        let count: usize = segments.iter().map(|(_, segment)| segment.chunks.len()).sum();
+        // glibc keeps freed memory of up to the length of the longest that it has had from the system for itself, up to
+        // 32 MiB: what is longer goes back, and leaves the rest as it is
+        let room = if count < BULK_CHUNKS { count } else { count.max(ROOM_ENTRIES) };
+        let mut entries = Vec::with_capacity(room);
         for (_, segment) in segments {
             let places = segment.chunks.iter().filter_map(|chunk| {
                 let location = locate(segment, chunk)?;

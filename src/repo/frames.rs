@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use super::Repository;
 use crate::chunk::{IdHasher, Plaintext, open_frame_into};
 use crate::error::{Error, FormatFault, Result};
+use crate::format::limits::MAX_FRAME_RAW_LEN;
 use crate::format::name::ObjectName;
 use crate::format::node::ChunkKind;
 use crate::format::pack::{FRAME_HEADER_LEN, FrameChunk, FrameEntry, frame_chunks};
@@ -29,17 +30,22 @@ const SPARE_LEN: usize = (1 << 20) + (64 << 10);
 pub(super) struct SpareFrames(Mutex<Vec<Vec<u8>>>);
 
 impl SpareFrames {
-    /// Returns memory for at least `len` bytes, and not for many more than twice as many.
-    fn take(&self, len: usize) -> Vec<u8> {
-        if !(SPARE_LEN / 2..=SPARE_LEN).contains(&len) {
-            return Vec::with_capacity(len);
-        }
-        let spare = self.0.lock().ok().and_then(|mut spare| spare.pop());
-        spare.unwrap_or_else(|| Vec::with_capacity(SPARE_LEN))
+    /// Returns the memory that one for `len` bytes takes.
+    fn room(len: usize) -> usize {
+        if (SPARE_LEN / 2..=SPARE_LEN).contains(&len) { SPARE_LEN } else { len }
     }
 
-    fn give(&self, mut memory: Vec<u8>) {
-        memory.clear();
+    /// Returns memory of `len` bytes that hold anything.
+    fn take(&self, len: usize) -> Vec<u8> {
+        let room = Self::room(len);
+        let take = || self.0.lock().ok().and_then(|mut spare| spare.pop());
+        let spare = if room == SPARE_LEN { take() } else { None };
+        let mut memory = spare.unwrap_or_else(|| Vec::with_capacity(room));
+        memory.resize(len, 0);
+        memory
+    }
+
+    fn give(&self, memory: Vec<u8>) {
         if let Ok(mut spare) = self.0.lock()
             && spare.len() < MAX_SPARE_FRAMES
             && memory.capacity() == SPARE_LEN
@@ -73,10 +79,16 @@ impl Frame {
 
     fn read(repository: &Repository, pack: PackId, entry: &FrameEntry) -> Result<Self> {
         let name = ObjectName::Pack(pack);
+        // a hint says how long they are, and memory is taken for it
+        for (what, len) in [("a frame", entry.stored_len), ("a frame's plaintext", entry.raw_len)] {
+            if len > MAX_FRAME_RAW_LEN {
+                let (found, max) = (u64::from(len), u64::from(MAX_FRAME_RAW_LEN));
+                return Err(Error::malformed(name, FormatFault::TooLarge { what, found, max }));
+            }
+        }
         let spare = Arc::clone(&repository.share.spare_frames);
-        let len = FRAME_HEADER_LEN + entry.stored_len as usize;
-        let mut bytes = spare.take(len);
-        repository.storage().get_range_into(name, u64::from(entry.offset), len as u64, &mut bytes)?;
+        let mut bytes = spare.take(FRAME_HEADER_LEN + entry.stored_len as usize);
+        repository.storage().get_range_into(name, u64::from(entry.offset), &mut bytes)?;
         let mut plain = Vec::new();
         if entry.stored_len != entry.raw_len {
             plain = spare.take(entry.raw_len as usize);
@@ -306,10 +318,57 @@ impl FrameCache {
             return slot;
         }
         let slot = Slot::default();
-        let dropped = cache.put(key, Arc::clone(&slot), entry.raw_len as usize);
+        let dropped = cache.put(key, Arc::clone(&slot), SpareFrames::room(entry.raw_len as usize));
         // what had to make room gives its memory back behind the lock
         drop(cache);
         drop(dropped);
         slot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_frames_is_used_again_and_bounded() {
+        let spare = SpareFrames::default();
+        let mut memory = spare.take(1 << 20);
+        assert_eq!((memory.len(), memory.capacity()), (1 << 20, SPARE_LEN));
+        memory.fill(7);
+        let place = memory.as_ptr();
+        spare.give(memory);
+        let again = spare.take(700 << 10);
+        assert_eq!((again.as_ptr(), again.len()), (place, 700 << 10));
+        spare.give(again);
+        // longer than it was: all of it can be written to
+        assert_eq!(spare.take(SPARE_LEN).len(), SPARE_LEN);
+        for len in [0, 100, SPARE_LEN / 2 - 1, SPARE_LEN + 1] {
+            let other = spare.take(len);
+            assert_eq!((other.len(), other.capacity() < SPARE_LEN || len > SPARE_LEN), (len, true), "{len}");
+            spare.give(other);
+        }
+        assert_eq!(spare.0.lock().unwrap().len(), 0, "of another length");
+        for _ in 0..MAX_SPARE_FRAMES + 3 {
+            spare.give(Vec::with_capacity(SPARE_LEN));
+        }
+        assert_eq!(spare.0.lock().unwrap().len(), MAX_SPARE_FRAMES);
+    }
+
+    #[test]
+    fn a_frame_of_impossible_length_takes_no_memory() {
+        let storage = crate::storage::memory::MemoryStorage::new();
+        let created = Repository::create(
+            Box::new(storage),
+            &crate::repo::CreateOptions::default(),
+            &crate::repo::Environment::of_a_test(),
+        );
+        let repository = created.unwrap();
+        for (stored_len, raw_len) in [(u32::MAX - 64, 100), (100, u32::MAX)] {
+            let entry = FrameEntry { offset: 64, stored_len, raw_len };
+            let read = Frame::read(&repository, PackId::from_bytes([1; 32]), &entry);
+            let Err(Error::Malformed { fault, .. }) = read else { panic!("{read:?}") };
+            assert!(matches!(fault, FormatFault::TooLarge { .. }), "{fault}");
+        }
     }
 }

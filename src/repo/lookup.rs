@@ -59,6 +59,16 @@ impl Repository {
         self.look(&mut |_, error| Err(error), monitor)
     }
 
+    /// As [`Repository::refresh`], for those who judge all packs: each of them is looked at.
+    ///
+    /// # Errors
+    /// As [`Repository::refresh`].
+    pub fn refresh_and_look(&self, monitor: &dyn Monitor) -> Result<(Catalog, View)> {
+        let (catalog, view) = self.refresh(monitor)?;
+        view.pack_lens()?;
+        Ok((catalog, view))
+    }
+
     /// As [`Repository::refresh`], for those who store nothing: a mark that cannot be read does not concern them.
     ///
     /// # Errors
@@ -95,6 +105,7 @@ impl Repository {
         })?;
         let mut view = self.synchronize(&catalog, early, monitor)?;
         if !marks_first {
+            // who has the order wrong has it wrong for all
             view.pack_lens()?;
             view.set_marks(marks()?);
         }

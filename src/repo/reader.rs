@@ -161,7 +161,7 @@ impl<'a> ChunkReader<'a> {
         let is_unknown = |(id, place): (&ChunkId, &Option<Location>)| place.is_none().then_some(*id);
         let unknown: Vec<ChunkId> = ids.iter().zip(&found).filter_map(is_unknown).collect();
         if unknown.is_empty() {
-            return Ok(found);
+            return self.view.check_looks().map(|()| found);
         }
         let looked_up = self.repository.lookup(&unknown)?;
         let looked_up = unknown
@@ -182,7 +182,7 @@ impl<'a> ChunkReader<'a> {
                 self.near.keep(pack, table, &met);
             }
         }
-        Ok(found)
+        self.view.check_looks().map(|()| found)
     }
 
     /// Returns the packs in which a chunk should be, whether or not it can be read from there.
@@ -255,7 +255,8 @@ impl<'a> ChunkReader<'a> {
         let anywhere = self.last_resort()?.lookup(ids)?;
         let is_there =
             |(id, places): (&ChunkId, Vec<Location>)| places.iter().any(|place| self.view.is_good(id, place));
-        Ok(ids.iter().zip(anywhere).map(is_there).collect())
+        let found = ids.iter().zip(anywhere).map(is_there).collect();
+        self.view.check_looks().map(|()| found)
     }
 
     /// Returns a chunk whose content was checked against its id.

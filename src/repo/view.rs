@@ -1,7 +1,7 @@
 //! Which packs a session may rely on: listed, in no mark, not known to be bad.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::config::is_of_object;
 use crate::error::{Error, Result};
@@ -10,7 +10,7 @@ use crate::format::name::{Folder, ObjectName};
 use crate::format::session::{Damage, Mark};
 use crate::id::{ChunkId, PackId, PointId, RepositoryId};
 use crate::index::Location;
-use crate::storage::{Storage, in_threads};
+use crate::storage::Storage;
 
 /// What is known to be bad in a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl Marks {
     }
 }
 
-/// What a session saw when it began.
+/// What a session saw when it began. Of packs it has seen that they were there, and looks at each when it first meets it.
 #[derive(Debug, Clone)]
 pub struct View {
     storage: Arc<dyn Storage>,
@@ -69,6 +69,8 @@ pub struct View {
     packs: HashMap<PackId, OnceLock<Option<u64>>>,
     marks: Marks,
     bad: HashMap<PackId, Bad>,
+    /// Why a pack could not be looked at, until somebody is told.
+    failed: Arc<Mutex<Option<Error>>>,
     /// A verify has found that something is lost, whether or not there is a pack to record that of.
     is_anything_lost: bool,
 }
@@ -106,14 +108,14 @@ impl View {
                 packs.insert(id, OnceLock::new());
             }
         }
-        Ok(Self { storage, packs, marks, bad, is_anything_lost: false })
+        Ok(Self { storage, packs, marks, bad, failed: Arc::default(), is_anything_lost: false })
     }
 
     #[cfg(test)]
     pub(super) fn of_a_test() -> Self {
         let storage = Arc::new(crate::storage::memory::MemoryStorage::new());
         let (packs, bad) = Default::default();
-        Self { storage, packs, marks: Marks::default(), bad, is_anything_lost: false }
+        Self { storage, packs, marks: Marks::default(), bad, failed: Arc::default(), is_anything_lost: false }
     }
 
     pub(super) fn set_lost(&mut self, is_anything_lost: bool) {
@@ -124,12 +126,12 @@ impl View {
         self.marks = marks;
     }
 
-    /// Returns true if the storage holds a pack.
+    /// Returns true if a pack was listed.
     pub fn has_pack(&self, id: PackId) -> bool {
         self.packs.contains_key(&id)
     }
 
-    /// Returns the packs that the storage holds.
+    /// Returns the packs that were listed.
     pub fn pack_ids(&self) -> impl ExactSizeIterator<Item = PackId> {
         self.packs.keys().copied()
     }
@@ -151,16 +153,32 @@ impl View {
         Ok(*place.get_or_init(|| len))
     }
 
-    /// Returns the packs that the storage holds, with their lengths in bytes. Looks at each of them, several at once.
+    /// Returns the packs that were listed and are there, with their lengths in bytes. Looks at all that nobody has looked at
+    /// yet.
     ///
     /// # Errors
     /// Those of the storage.
     pub fn pack_lens(&self) -> Result<Vec<(PackId, u64)>> {
-        let ids: Vec<PackId> = self.pack_ids().collect();
-        in_threads(&ids, |ids| {
-            let len = |id: &PackId| Ok(self.pack_len(*id)?.map(|len| (*id, len)));
-            ids.iter().filter_map(|id| len(id).transpose()).collect()
-        })
+        if self.packs.values().any(|place| place.get().is_none()) {
+            for listed in self.storage.list(Folder::Packs)? {
+                if let ObjectName::Pack(id) = listed.name
+                    && let Some(place) = self.packs.get(&id)
+                {
+                    place.get_or_init(|| Some(listed.len));
+                }
+            }
+        }
+        let len = |(id, place): (&PackId, &OnceLock<_>)| Some((*id, (*place.get_or_init(|| None))?));
+        Ok(self.packs.iter().filter_map(len).collect())
+    }
+
+    /// Says why a pack could not be looked at, if one could not since this was asked: what was said of its chunks is not
+    /// true then.
+    ///
+    /// # Errors
+    /// That.
+    pub fn check_looks(&self) -> Result<()> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
     }
 
     /// Returns the marks that were there.
@@ -208,9 +226,13 @@ impl View {
     }
 
     /// Returns true if a chunk is there as far as is known: readable, not recorded as damaged. A prune may be about to
-    /// move it.
+    /// move it. Whoever has not looked at all packs ([`View::pack_lens`]) asks [`View::check_looks`] afterwards.
     pub fn is_good(&self, id: &ChunkId, location: &Location) -> bool {
-        self.holds(location).unwrap_or(false) && !self.is_condemned(location.pack, id)
+        let holds = self.holds(location).unwrap_or_else(|error| {
+            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            false
+        });
+        holds && !self.is_condemned(location.pack, id)
     }
 
     /// Returns true if a prune has marked the pack.
@@ -221,5 +243,69 @@ impl View {
     /// Returns true if a new point may rely on a chunk there: good, and in no pack that a prune has marked.
     pub fn is_usable(&self, id: &ChunkId, location: &Location) -> bool {
         self.is_good(id, location) && !self.is_marked(location.pack)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::node::ChunkKind;
+    use crate::format::pack::{FRAME_HEADER_LEN, FrameEntry};
+    use crate::storage::fault::{FailingStorage, Fault};
+    use crate::storage::memory::MemoryStorage;
+
+    fn pack(number: u8) -> PackId {
+        PackId::from_bytes([number; 32])
+    }
+
+    fn place(number: u8, stored_len: u32) -> Location {
+        let frame = FrameEntry { offset: 64, stored_len, raw_len: 100 };
+        Location { pack: pack(number), frame, kind: ChunkKind::Data, offset: 0, len: 100 }
+    }
+
+    fn load(storage: impl Storage + 'static) -> View {
+        let storage: Arc<dyn Storage> = Arc::new(storage);
+        View::load(&storage, RepositoryId::from_bytes([1; 16]), Marks::default()).unwrap()
+    }
+
+    #[test]
+    fn packs_are_looked_at_when_they_are_met() {
+        let storage = MemoryStorage::new();
+        for number in 1..=3 {
+            storage.put_new(ObjectName::Pack(pack(number)), &[0; 200]).unwrap();
+        }
+        let view = load(storage.clone());
+        let id = ChunkId::from_bytes([9; 32]);
+        assert_eq!(view.pack_len(pack(1)).unwrap(), Some(200));
+        storage.delete(ObjectName::Pack(pack(1))).unwrap();
+        storage.delete(ObjectName::Pack(pack(2))).unwrap();
+        storage.put_new(ObjectName::Pack(pack(4)), &[0; 200]).unwrap();
+        assert_eq!(view.pack_len(pack(1)).unwrap(), Some(200), "as it was");
+        assert_eq!(view.pack_len(pack(2)).unwrap(), None, "gone since");
+        assert_eq!(view.pack_len(pack(4)).unwrap(), None, "listed by nobody");
+        let within = place(3, 200 - 64 - FRAME_HEADER_LEN as u32);
+        assert!(view.is_readable(&within) && view.is_usable(&id, &within));
+        let beyond = place(3, 201 - 64 - FRAME_HEADER_LEN as u32);
+        assert!(!view.is_readable(&beyond) && !view.is_good(&id, &beyond), "the pack was cut off");
+        assert!(view.has_pack(pack(2)) && !view.has_pack(pack(4)));
+        let mut lens = view.pack_lens().unwrap();
+        lens.sort_unstable();
+        assert_eq!(lens, [(pack(1), 200), (pack(3), 200)]);
+        let mut lens = load(storage).pack_lens().unwrap();
+        lens.sort_unstable();
+        assert_eq!(lens, [(pack(3), 200), (pack(4), 200)]);
+    }
+
+    #[test]
+    fn a_pack_that_cannot_be_looked_at_is_told_of() {
+        let storage = MemoryStorage::new();
+        storage.put_new(ObjectName::Pack(pack(1)), &[0; 200]).unwrap();
+        // behind two listings
+        let view = load(FailingStorage::new(storage, 2, Fault::Eio));
+        let (id, place) = (ChunkId::from_bytes([9; 32]), place(1, 100));
+        assert!(!view.is_good(&id, &place));
+        assert!(matches!(view.check_looks(), Err(Error::Io { .. })));
+        assert!(view.is_good(&id, &place), "once only");
+        view.check_looks().unwrap();
     }
 }

@@ -4,7 +4,7 @@
 //! if the name is taken; then the directory is synced. After a crash an object is there as a whole or not at all,
 //! and one whose `put_new` returned is there.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -206,16 +206,24 @@ impl LocalStorage {
             Err(error) => return Err(Error::io("open", self.object(name), error)),
         };
         let found = file.metadata().map_err(|error| Error::io("look at", self.object(name), error))?;
-        self.check_file(name, &found)?;
+        if !found.is_file() {
+            return Err(Error::malformed(
+                self.object(name),
+                FormatFault::Invalid { what: "the object", found: "no regular file".into() },
+            ));
+        }
         Ok((file, found.len()))
     }
 
-    fn check_file(&self, name: ObjectName, found: &Metadata) -> Result<()> {
-        if found.is_file() {
-            return Ok(());
-        }
-        let fault = FormatFault::Invalid { what: "the object", found: "no regular file".into() };
-        Err(Error::malformed(self.object(name), fault))
+    /// Opens an object that has `len` bytes from `offset` on.
+    fn open_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<File> {
+        let (file, found) = self.open_object(name)?;
+        let needed = offset.saturating_add(len);
+        if needed > found { Err(self.cut_off(name, found, needed)) } else { Ok(file) }
+    }
+
+    fn cut_off(&self, name: ObjectName, found: u64, needed: u64) -> Error {
+        Error::malformed(self.object(name), FormatFault::Truncated { found, needed })
     }
 
     /// Returns the objects of a folder's directory. Their lengths are found out only if `with_len`: looking at each takes
@@ -266,6 +274,8 @@ impl LocalStorage {
             _ => self.list_directory(&self.root.join(folder.as_str()), with_len)?,
         };
         listed.sort_unstable();
+        // a directory that changes meanwhile may name one twice
+        listed.dedup_by_key(|listed| listed.name);
         Ok(listed)
     }
 
@@ -431,30 +441,24 @@ impl Storage for LocalStorage {
     }
 
     fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>> {
+        let file = self.open_range(name, offset, len)?;
         let mut bytes = Vec::new();
-        self.get_range_into(name, offset, len, &mut bytes)?;
-        Ok(bytes)
+        let read = read_up_to(&file, offset, len, &mut bytes)
+            .map_err(|error| Error::io("read", self.object(name), error))?;
+        if read < len { Err(self.cut_off(name, offset + read, offset + len)) } else { Ok(bytes) }
     }
 
-    fn get_range_into(&self, name: ObjectName, offset: u64, len: u64, bytes: &mut Vec<u8>) -> Result<()> {
-        let (file, found) = self.open_object(name)?;
-        let needed = offset.saturating_add(len);
-        let truncated = |found| Error::malformed(self.object(name), FormatFault::Truncated { found, needed });
-        if needed > found {
-            return Err(truncated(found));
-        }
-        let read = read_up_to(&file, offset, len, bytes)
-            .map_err(|error| Error::io("read", self.object(name), error))?;
-        if read < len { Err(truncated(offset + read)) } else { Ok(()) }
+    fn get_range_into(&self, name: ObjectName, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let len = bytes.len() as u64;
+        let file = self.open_range(name, offset, len)?;
+        file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => self.cut_off(name, offset, offset + len),
+            _ => Error::io("read", self.object(name), error),
+        })
     }
 
     fn len(&self, name: ObjectName) -> Result<u64> {
-        let found = std::fs::metadata(self.path(name)).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => Error::NotFound { object: self.object(name) },
-            _ => Error::io("look at", self.object(name), error),
-        })?;
-        self.check_file(name, &found)?;
-        Ok(found.len())
+        self.open_object(name).map(|(_, len)| len)
     }
 
     fn list(&self, folder: Folder) -> Result<Vec<Listed>> {

@@ -16,7 +16,7 @@ mod tests;
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, FormatFault, Result};
 use crate::format::name::{Folder, ObjectName};
 
 /// An object met in a listing.
@@ -139,12 +139,18 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// [`Error::Malformed`] (truncated) if the object ends before.
     fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>>;
 
-    /// As [`Storage::get_range`], into memory that is used again; what it held is gone.
+    /// As [`Storage::get_range`], into memory that is there: all of `bytes` is filled, or it holds anything.
     ///
     /// # Errors
     /// As [`Storage::get_range`].
-    fn get_range_into(&self, name: ObjectName, offset: u64, len: u64, bytes: &mut Vec<u8>) -> Result<()> {
-        *bytes = self.get_range(name, offset, len)?;
+    fn get_range_into(&self, name: ObjectName, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let found = self.get_range(name, offset, bytes.len() as u64)?;
+        let (found_len, needed) = (found.len() as u64, bytes.len() as u64);
+        if found_len != needed {
+            let fault = FormatFault::Truncated { found: offset + found_len, needed: offset + needed };
+            return Err(Error::malformed(name, fault));
+        }
+        bytes.copy_from_slice(&found);
         Ok(())
     }
 

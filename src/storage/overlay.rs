@@ -71,6 +71,15 @@ impl Storage for OverlayStorage {
         self.ask(name, |storage| storage.get_range(name, offset, len))
     }
 
+    fn get_range_into(&self, name: ObjectName, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        match self.written.get_range_into(name, offset, bytes) {
+            Err(Error::NotFound { .. }) if !self.hidden().contains(&name) => {
+                self.below.get_range_into(name, offset, bytes)
+            }
+            asked => asked,
+        }
+    }
+
     fn len(&self, name: ObjectName) -> Result<u64> {
         self.ask(name, |storage| storage.len(name))
     }
@@ -82,6 +91,15 @@ impl Storage for OverlayStorage {
         listed.extend(self.written.list(folder)?);
         listed.sort_by_key(|listed| listed.name);
         Ok(listed)
+    }
+
+    fn names(&self, folder: Folder) -> Result<Vec<ObjectName>> {
+        let hidden = self.hidden();
+        let mut names = self.below.names(folder)?;
+        names.retain(|name| !hidden.contains(name));
+        names.extend(self.written.names(folder)?);
+        names.sort_unstable();
+        Ok(names)
     }
 
     fn delete(&self, name: ObjectName) -> Result<()> {

@@ -96,6 +96,17 @@ fn reads_are_bounded_and_exact() {
             let Err(Error::Malformed { fault, .. }) = found else { panic!("{offset} {len}: {found:?}") };
             assert!(matches!(fault, FormatFault::Truncated { .. }), "{offset} {len}: {fault}");
         }
+        let mut memory = *b"what was here";
+        storage.get_range_into(pack(1), 2, &mut memory[..8]).unwrap();
+        assert_eq!(&memory, b"23456789 here", "no byte more");
+        storage.get_range_into(pack(1), 10, &mut []).unwrap();
+        for (offset, len) in [(7, 4), (11, 1), (u64::MAX, 1)] {
+            let found = storage.get_range_into(pack(1), offset, &mut memory[..len]);
+            let Err(Error::Malformed { fault, .. }) = found else { panic!("{offset} {len}: {found:?}") };
+            assert!(matches!(fault, FormatFault::Truncated { .. }), "{offset} {len}: {fault}");
+        }
+        let missing = storage.get_range_into(pack(2), 0, &mut memory);
+        assert!(matches!(missing, Err(Error::NotFound { .. })), "{missing:?}");
     });
 }
 

@@ -133,7 +133,7 @@ fn put_spare(repository: &Repository, monitor: &dyn Monitor) {
 
 fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Monitor) -> Result<PruneReport> {
     if options.dry_run {
-        let (catalog, view) = repository.refresh(monitor)?;
+        let (catalog, view) = repository.refresh_and_look(monitor)?;
         sweep::note_decided(repository, monitor)?;
         let (chosen, live) = choose_all(repository, &catalog, &view, options, monitor)?;
         refuse_missing(repository, &catalog, &view, live, monitor)?;
@@ -147,7 +147,7 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
     // whoever writes these now is registered, and is waited for before they are removed
     let leftovers = repository.storage().leftovers()?;
     sweep::clear_marks(repository, session.id(), monitor).context(|| "while ending an earlier prune")?;
-    let (catalog, view) = repository.refresh(monitor)?;
+    let (catalog, view) = repository.refresh_and_look(monitor)?;
     let (chosen, live) =
         choose_all(repository, &catalog, &view, options, monitor).map_err(|error| session.cause_of(error))?;
     if chosen.is_nothing() {
@@ -562,7 +562,7 @@ fn decide(
     if !repository.breaks(Rule::Fence) && !repository.breaks(Rule::MarkBeforeFence) {
         repository.fence(session.id(), monitor)?;
     }
-    let (fresh, view) = repository.refresh(monitor)?;
+    let (fresh, view) = repository.refresh_and_look(monitor)?;
     let catalog = if repository.breaks(Rule::RecomputeLive) { before.catalog } else { &fresh };
     refuse_unreadable(catalog)?;
     // a point that was had back or held since the choice is not dropped

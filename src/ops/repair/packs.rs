@@ -106,7 +106,7 @@ fn repair_round(
     };
     let owner = session.as_ref().map_or(SessionId::from_bytes([0; 16]), Session::id);
     let end = |session: Option<Session>| session.map_or(Ok(()), |session| session.commit(&Outcome::Done));
-    let (catalog, view) = repository.refresh(monitor)?;
+    let (catalog, view) = repository.refresh_and_look(monitor)?;
     let reader = ChunkReader::new(repository, &view);
     let records: Vec<&PointRecord> = catalog.points().iter().map(|entry| entry.record.as_ref()).collect();
     let task = monitor.start("points", 0);

@@ -69,7 +69,7 @@ pub fn repair_points(repository: &Repository, dry_run: bool, monitor: &dyn Monit
     // registered before anything is looked at: a prune that begins now waits
     let session = if dry_run { None } else { Some(Session::begin(repository, SessionKind::Repair)?) };
     let mut report = PointsReport { dry_run, ..PointsReport::default() };
-    let (catalog, view) = repository.refresh(monitor)?;
+    let (catalog, view) = repository.refresh_and_look(monitor)?;
     let reader = ChunkReader::new(repository, &view);
     let lost = lost_points::find(repository, &catalog, &reader, monitor)?;
     for lost in lost.points.iter().filter(|lost| lost.is_complete) {
@@ -225,7 +225,7 @@ fn repair_point(
     let session = Session::begin(repository, SessionKind::Repair)?;
     // all is read anew: this session relies on what it sees now. It shares what the damaged point has, which a prune
     // moves and does not delete as long as that point stays
-    let (catalog, view) = repository.refresh(monitor)?;
+    let (catalog, view) = repository.refresh_and_look(monitor)?;
     let stays = catalog.point(damaged.id).is_some() && !view.marks().points.contains(&damaged.id);
     if !repository.breaks(Rule::RepairOfPointsThatStay) && (!stays || is_repaired(&catalog, damaged)) {
         session.abort("the point was forgotten or repaired meanwhile")?;

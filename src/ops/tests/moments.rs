@@ -81,6 +81,23 @@ fn sweep_meets_backup(rule: Option<Rule>) -> Result<()> {
     read(&inner, world.kept)
 }
 
+/// A sweep is decided when a backup begins, and is over right behind the listing of the packs.
+#[test]
+fn a_sweep_that_ends_behind_the_listing_is_noticed() {
+    let before = before();
+    let inner = decided(&before.storage);
+    let pruning = inner.clone();
+    let storage = HookedStorage::new(&inner).on_list(move |folder, listed| {
+        if folder == Folder::Packs {
+            carry_out(&pruning);
+        }
+        listed
+    });
+    let mut world = World::resume(open(storage, None), &before.forgotten[0].contents, Vec::new());
+    world.try_backup(RequestedLevel::Auto).unwrap();
+    read(&inner, world.kept).unwrap();
+}
+
 /// A sweep is decided when a backup begins, and is over when the backup lists the marks.
 fn sweep_precedes_marks(rule: Option<Rule>) -> Result<()> {
     let before = before();
