@@ -291,7 +291,7 @@ impl FrameCache {
         Self { recent: Mutex::new(Recent::new(len)) }
     }
 
-    /// Reads a frame, unless it was read lately; `before` that, says where.
+    /// Returns a frame that was read lately, or reads it; `before` is called if it has to.
     pub(super) fn read(
         &self,
         repository: &Repository,

@@ -7,6 +7,7 @@
 //! * [`lock`]: one backup of a domain at a time on one host
 //! * [`view`]: which packs a session may rely on
 //! * [`reader`]: chunks, checked against their ids
+//! * `frames`: frames that were read, and their memory
 //! * `near`: tables of packs of which much was asked for
 //! * [`writer`]: frames, packs and segments of a session
 //! * `compare` and [`ingest`]: from a disk's extents to a manifest

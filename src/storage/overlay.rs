@@ -29,7 +29,7 @@ impl OverlayStorage {
     }
 
     /// Asks for an object where it is.
-    fn ask<T>(&self, name: ObjectName, ask: impl Fn(&dyn Storage) -> Result<T>) -> Result<T> {
+    fn ask<T>(&self, name: ObjectName, mut ask: impl FnMut(&dyn Storage) -> Result<T>) -> Result<T> {
         match ask(&self.written) {
             Err(Error::NotFound { .. }) if !self.hidden().contains(&name) => ask(self.below.as_ref()),
             asked => asked,
@@ -72,12 +72,7 @@ impl Storage for OverlayStorage {
     }
 
     fn get_range_into(&self, name: ObjectName, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        match self.written.get_range_into(name, offset, bytes) {
-            Err(Error::NotFound { .. }) if !self.hidden().contains(&name) => {
-                self.below.get_range_into(name, offset, bytes)
-            }
-            asked => asked,
-        }
+        self.ask(name, |storage| storage.get_range_into(name, offset, bytes))
     }
 
     fn len(&self, name: ObjectName) -> Result<u64> {

@@ -93,10 +93,8 @@ pub fn repair_index(repository: &Repository, dry_run: bool, monitor: &dyn Monito
 /// needs no listing.
 fn unlisted(view: &View, listed: &HashSet<PackId>) -> Result<Vec<(PackId, u64)>> {
     let marked = &view.marks().packs;
-    let ids = view.pack_ids().filter(|id| !listed.contains(id) && !marked.contains(id));
-    let with_len = |id| Ok(view.pack_len(id)?.map(|len| (id, len)));
-    let mut missing: Vec<(PackId, u64)> =
-        ids.filter_map(|id| with_len(id).transpose()).collect::<Result<_>>()?;
+    let mut missing = view.pack_lens()?;
+    missing.retain(|(id, _)| !listed.contains(id) && !marked.contains(id));
     missing.sort_unstable();
     Ok(missing)
 }

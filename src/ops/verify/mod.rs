@@ -208,7 +208,7 @@ struct Verified {
 
 fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn Monitor) -> Result<Verified> {
     let (catalog, view) = repository.refresh_to_read(monitor)?;
-    // all are wanted: several at once
+    // each is judged: one listing tells of all
     view.pack_lens()?;
     let all = chosen_points(&catalog, &options.points)?;
     let now_ms = (repository.environment().now_ms)();
