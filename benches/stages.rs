@@ -185,7 +185,7 @@ mod a_bytes {
 
     #[divan::bench]
     fn open_frames(bencher: Bencher<'_, '_>) {
-        let frames: Vec<(Vec<u8>, FrameEntry)> = sample_frames()
+        let frames: Vec<_> = sample_frames()
             .into_iter()
             .map(|frame| {
                 let encoded = frame.encode(3).unwrap();

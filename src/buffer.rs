@@ -53,6 +53,12 @@ impl Buffer {
         tail.into()
     }
 
+    /// Cuts off what stands outside `range`.
+    pub fn narrow(&mut self, range: Range<usize>) {
+        self.truncate(range.end);
+        self.range.start = self.range.end.min(self.range.start.saturating_add(range.start));
+    }
+
     /// Cuts off what stands behind `len` bytes.
     pub fn truncate(&mut self, len: usize) {
         self.range.end = self.range.end.min(self.range.start.saturating_add(len));
@@ -155,6 +161,8 @@ mod tests {
         let tail = buffer.split_off(3);
         assert_eq!((&*buffer, &*tail), (&[1, 2, 3][..], &[4][..]));
         assert!(buffer.split_off(9).is_empty());
-        assert_eq!((buffer.clone(), buffer.len()), (buffer, 3));
+        assert_eq!((buffer.clone(), buffer.len()), (buffer.clone(), 3));
+        buffer.narrow(1..9);
+        assert_eq!(&*buffer, &[2, 3]);
     }
 }

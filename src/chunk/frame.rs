@@ -1,11 +1,12 @@
 //! Frames: chunks compressed together.
 
 use std::cell::RefCell;
-use std::sync::Mutex;
+use std::sync::{Arc, LazyLock, Mutex};
 
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::CParameter;
 
+use crate::buffer::{Buffer, BufferPool};
 use crate::error::{Error, FormatFault, Result};
 use crate::format::envelope::{CODEC_STORED, CODEC_ZSTD};
 use crate::format::limits::{MAX_CHUNK_LEN, MAX_FRAME_CHUNKS, MAX_FRAME_RAW_LEN};
@@ -40,17 +41,28 @@ const fn list_len(chunks: usize) -> usize {
     4 + 4 * chunks
 }
 
+/// Memory of frames of the default length on their way into a pack, used again by the next ones: of plaintext, and of what it is
+/// compressed to. There is as much of it as such frames were ever on their way at once.
+static MEMORY: LazyLock<Arc<BufferPool>> = LazyLock::new(|| BufferPool::new(room_for(1 << 20)));
+
+/// Bytes in which a frame begins: enough for nearly all, since what fills one passes the target by a part of a chunk.
+const fn room_for(target_len: usize) -> usize {
+    ROOM + target_len + target_len / 4
+}
+
 /// Chunks that will be compressed together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawFrame {
     chunks: Vec<RawChunk>,
-    /// [`ROOM`] bytes, then the chunks, one behind the other.
-    content: Vec<u8>,
+    /// [`ROOM`] bytes, then the chunks, one behind the other, then room for more.
+    memory: Buffer,
+    /// Where in `memory` the chunks end.
+    end: usize,
 }
 
 impl Default for RawFrame {
     fn default() -> Self {
-        Self { chunks: Vec::new(), content: vec![0; ROOM] }
+        Self { chunks: Vec::new(), memory: Vec::new().into(), end: ROOM }
     }
 }
 
@@ -69,7 +81,7 @@ pub struct FramedChunk {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedFrame {
     /// Header and content.
-    pub bytes: Vec<u8>,
+    pub bytes: Buffer,
     /// Bytes of plaintext, its list of chunks included.
     pub raw_len: u32,
     /// Bytes of content as stored, behind the header.
@@ -103,12 +115,7 @@ impl FrameBuilder {
                 return Err(Error::malformed(format!("chunk {id}"), fault));
             }
         };
-        if self.frame.chunks.is_empty() {
-            // one allocation for most frames: what fills it passes the target by a part of a chunk
-            self.frame.content.reserve_exact(self.target_len + self.target_len / 4 + plain.len());
-        }
-        self.frame.chunks.push(RawChunk { kind, id, len });
-        self.frame.content.extend_from_slice(plain);
+        self.frame.push(RawChunk { kind, id, len }, plain, room_for(self.target_len));
         let full = self.frame.content_len() >= self.target_len
             || self.frame.chunks.len() >= MAX_FRAME_CHUNKS as usize;
         Ok(if full { self.flush() } else { None })
@@ -132,7 +139,7 @@ struct Workspace {
     compressor: Option<(i32, Compressor<'static>)>,
     /// For a first look at what seems to be noise.
     probe: Option<Compressor<'static>>,
-    packed: Vec<u8>,
+    probed: Vec<u8>,
     checked: Vec<u8>,
 }
 
@@ -152,7 +159,22 @@ impl RawFrame {
 
     /// Returns the bytes of all chunks.
     pub fn content_len(&self) -> usize {
-        self.content.len() - ROOM
+        self.end - ROOM
+    }
+
+    /// Adds a chunk; where there is no room for it, room of at least `room` bytes is made.
+    fn push(&mut self, chunk: RawChunk, plain: &[u8], room: usize) {
+        let end = self.end + plain.len();
+        if self.memory.len() < end {
+            let mut memory = MEMORY.take(end.max(room));
+            memory.iter_mut().zip(self.memory.iter().take(self.end)).for_each(|(place, byte)| *place = *byte);
+            self.memory = memory;
+        }
+        if let Some(place) = self.memory.get_mut(self.end..end) {
+            place.copy_from_slice(plain);
+        }
+        self.end = end;
+        self.chunks.push(chunk);
     }
 
     /// Compresses the frame, then decompresses the result and compares: a faulty encoder or memory is
@@ -162,34 +184,29 @@ impl RawFrame {
     /// [`Error::Damaged`] if the comparison fails.
     pub fn encode(self, zstd_level: i32) -> Result<EncodedFrame> {
         let chunks = self.framed_chunks();
-        let (mut whole, start) = self.with_header_and_list();
-        let plain = whole.get(start + FRAME_HEADER_LEN..).unwrap_or_default();
+        let mut bytes = self.with_header_and_list();
+        let plain = bytes.get(FRAME_HEADER_LEN..).unwrap_or_default();
         let raw_len = bounded("the frame", plain.len())?;
         let mut workspace = WORKSPACES.lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
-        if workspace.compress(plain, zstd_level) {
-            let stored_len = bounded("the stored frame", workspace.packed.len())?;
-            let header = FrameHeader { codec: CODEC_ZSTD, raw_len, stored_len }.encode();
-            let mut bytes = Vec::with_capacity(header.len() + workspace.packed.len());
-            bytes.extend_from_slice(&header);
-            bytes.extend_from_slice(&workspace.packed);
-            check_encoding(&bytes, plain, &mut workspace.checked)?;
-            whole = bytes;
-        } else {
-            // the content stays as it is: nothing was done that could be undone and compared
-            whole.drain(..start);
-            let header = FrameHeader { codec: CODEC_STORED, raw_len, stored_len: raw_len }.encode();
-            whole.iter_mut().zip(header).for_each(|(place, byte)| *place = byte);
+        let mut header = FrameHeader { codec: CODEC_STORED, raw_len, stored_len: raw_len };
+        // what is stored as it is was not done anything to that could be undone and compared
+        if let Some(mut packed) = workspace.compress(plain, zstd_level) {
+            let stored_len = bounded("the stored frame", packed.len() - FRAME_HEADER_LEN)?;
+            header = FrameHeader { codec: CODEC_ZSTD, raw_len, stored_len };
+            put_header(&header, &mut packed);
+            check_encoding(&packed, plain, &mut workspace.checked)?;
+            bytes = packed;
         }
+        put_header(&header, &mut bytes);
         if let Ok(mut spare) = WORKSPACES.lock() {
             spare.push(workspace);
         }
-        let stored_len = bounded("the stored frame", whole.len() - FRAME_HEADER_LEN)?;
-        Ok(EncodedFrame { bytes: whole, raw_len, stored_len, chunks })
+        Ok(EncodedFrame { bytes, raw_len, stored_len: header.stored_len, chunks })
     }
 
-    /// Returns memory in which, from a position on that is returned too, there is room for the header and then the frame's
-    /// plaintext: the list of its chunks, and the chunks. Those are moved only where the list is longer than the room for it.
-    fn with_header_and_list(self) -> (Vec<u8>, usize) {
+    /// Returns room for the header and then the frame's plaintext: the list of its chunks, and the chunks. Those are moved only
+    /// where the list is longer than the room for it.
+    fn with_header_and_list(self) -> Buffer {
         // the builder bounds the number of chunks
         let count = u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
         let mut front = Vec::with_capacity(FRAME_HEADER_LEN + list_len(self.chunks.len()));
@@ -198,17 +215,14 @@ impl RawFrame {
         for chunk in &self.chunks {
             front.extend_from_slice(&(u32::from(chunk.kind.as_byte()) << 24 | chunk.len).to_le_bytes());
         }
-        let Self { mut content, .. } = self;
-        match ROOM.checked_sub(front.len()) {
-            Some(unused) => {
-                content.iter_mut().skip(unused).zip(front).for_each(|(place, byte)| *place = byte);
-                (content, unused)
-            }
-            None => {
-                drop(content.splice(..ROOM, front));
-                (content, 0)
-            }
-        }
+        let Self { mut memory, end, .. } = self;
+        let Some(start) = ROOM.checked_sub(front.len()) else {
+            front.extend_from_slice(memory.get(ROOM..end).unwrap_or_default());
+            return front.into();
+        };
+        memory.narrow(start..end);
+        memory.iter_mut().zip(front).for_each(|(place, byte)| *place = byte);
+        memory
     }
 
     fn framed_chunks(&self) -> Vec<FramedChunk> {
@@ -235,21 +249,20 @@ fn compressor(level: i32) -> std::io::Result<Compressor<'static>> {
 }
 
 impl Workspace {
-    /// Compresses `plain` into `packed`; returns false where that does not make it shorter.
-    fn compress(&mut self, plain: &[u8], level: i32) -> bool {
+    /// Returns room for a header and what `plain` is compressed to; `None` where that is not shorter.
+    fn compress(&mut self, plain: &[u8], level: i32) -> Option<Buffer> {
         if is_noise(plain) && !self.finds_repetition(plain) {
-            return false;
+            return None;
         }
         if self.compressor.as_ref().is_none_or(|(made_for, _)| *made_for != level) {
             self.compressor = compressor(level).ok().map(|compressor| (level, compressor));
         }
-        let Some((_, compressor)) = &mut self.compressor else {
-            return false;
-        };
-        self.packed.clear();
-        self.packed.reserve(zstd::zstd_safe::compress_bound(plain.len()));
-        let packed = compressor.compress_to_buffer(plain, &mut self.packed);
-        packed.is_ok_and(|len| len < plain.len())
+        let (_, compressor) = self.compressor.as_mut()?;
+        let mut packed = MEMORY.take(FRAME_HEADER_LEN + zstd::zstd_safe::compress_bound(plain.len()));
+        let content = packed.get_mut(FRAME_HEADER_LEN..)?;
+        let len = compressor.compress_to_buffer(plain, content).ok().filter(|len| *len < plain.len())?;
+        packed.truncate(FRAME_HEADER_LEN + len);
+        Some(packed)
     }
 
     /// Returns true if a part of `plain` gets shorter by compression of the quick sort.
@@ -260,9 +273,9 @@ impl Workspace {
             self.probe = Compressor::new(1).ok();
         }
         let Some(probe) = &mut self.probe else { return true };
-        self.packed.clear();
-        self.packed.reserve(zstd::zstd_safe::compress_bound(part.len()));
-        probe.compress_to_buffer(part, &mut self.packed).is_ok_and(|len| len < part.len())
+        self.probed.clear();
+        self.probed.reserve(zstd::zstd_safe::compress_bound(part.len()));
+        probe.compress_to_buffer(part, &mut self.probed).is_ok_and(|len| len < part.len())
     }
 }
 
@@ -293,6 +306,11 @@ fn is_noise(plain: &[u8]) -> bool {
     let total: u64 = counts.iter().sum();
     let squares: u64 = counts.iter().map(|count| count * count).sum();
     squares * 256 < total * (total + LIMIT)
+}
+
+/// Writes a frame's header over the room for it.
+fn put_header(header: &FrameHeader, bytes: &mut [u8]) {
+    bytes.iter_mut().zip(header.encode()).for_each(|(place, byte)| *place = byte);
 }
 
 fn bounded(what: &'static str, len: usize) -> Result<u32> {
@@ -427,16 +445,15 @@ mod tests {
 
     #[test]
     fn noise_is_not_compressed_and_what_only_looks_like_it_is() {
-        let mut workspace =
-            Workspace { compressor: None, probe: None, packed: Vec::new(), checked: Vec::new() };
+        let mut workspace = Workspace::default();
         assert!(is_noise(&noise(512 << 10)));
-        assert!(!workspace.compress(&noise(512 << 10), 3));
+        assert!(workspace.compress(&noise(512 << 10), 3).is_none());
         // every byte value as often as any other, and yet the same again and again
         let repeated = noise(24 << 10).repeat(21);
-        assert!(is_noise(&repeated) && workspace.compress(&repeated, 3));
-        assert!(workspace.packed.len() < 32 << 10);
+        assert!(is_noise(&repeated));
+        assert!(workspace.compress(&repeated, 3).unwrap().len() < 32 << 10);
         let text: Vec<u8> = noise(512 << 10).iter().map(|byte| byte % 64).collect();
-        assert!(!is_noise(&text) && workspace.compress(&text, 3));
+        assert!(!is_noise(&text) && workspace.compress(&text, 3).is_some());
         // too short to tell
         assert!(!is_noise(&noise(1000)));
     }
@@ -447,8 +464,8 @@ mod tests {
         let id = ChunkId::from_bytes([7; 32]);
         let frame = builder.push(ChunkKind::Data, id, &[5; 8192]).unwrap().unwrap();
         let encoded = frame.clone().encode(3).unwrap();
-        let (whole, start) = frame.with_header_and_list();
-        let (mut plain, mut scratch) = (whole[start + FRAME_HEADER_LEN..].to_vec(), Vec::new());
+        let whole = frame.with_header_and_list();
+        let (mut plain, mut scratch) = (whole[FRAME_HEADER_LEN..].to_vec(), Vec::new());
         assert!(check_encoding(&encoded.bytes, &plain, &mut scratch).is_ok());
         plain[100] ^= 1;
         assert!(matches!(check_encoding(&encoded.bytes, &plain, &mut scratch), Err(Error::Damaged(_))));

@@ -363,7 +363,7 @@ fn false_frames_do_not_hide_those_behind() {
         &FrameEntry { offset: 64, stored_len: stored.stored_len, raw_len: stored.raw_len },
     );
     let (bytes, entry) = frame_bytes(0, stored.raw_len, &plain.unwrap());
-    (stored.bytes, stored.stored_len) = (bytes, entry.stored_len);
+    (stored.bytes, stored.stored_len) = (bytes.into(), entry.stored_len);
     let mut bytes = pack_of(&[stored, frames[1].clone()]).bytes;
     bytes[PACK_HEADER_LEN] ^= 1;
     let mut salvage = Salvage::new(&bytes);

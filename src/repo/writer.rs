@@ -40,8 +40,6 @@ const RAW_QUEUE: usize = 4;
 const ENCODED_QUEUE: usize = 8;
 /// Frames between body and pack in all, so that one slow worker does not let the others pile up: 12 × 1.1 MiB.
 const FRAMES_IN_FLIGHT: Portion = Portion { most: 12, least: 2 };
-/// Packs that wait for the storage while one is being put: 32 MiB each by default.
-const PACK_QUEUE: usize = 1;
 /// Behind a pack's target this part of it is room for its last frame and its table.
 const PACK_ROOM: u64 = 8;
 /// Packs that are durable and wait for being listed: a table each.
@@ -280,13 +278,11 @@ pub fn write_more<T>(
         }
         drop((raw_receiver, encoded_sender));
         let failed = &failure;
-        let (puts, pack_queue) = match share.is_sparing() {
-            true => (1, 0),
-            false => (repository.storage().puts_at_once().max(1), PACK_QUEUE),
-        };
-        let (pack_sender, pack_receiver) = bounded::<FinishedPack>(pack_queue);
+        let puts = if share.is_sparing() { 1 } else { repository.storage().puts_at_once().max(1) };
+        // no pack waits while others are put, 32 MiB each by default: the storage has enough to do
+        let (pack_sender, pack_receiver) = bounded::<FinishedPack>(0);
         let (stored_sender, stored_receiver) = bounded::<StoredPack>(STORED_QUEUE);
-        let (used_sender, used_receiver) = bounded::<Vec<u8>>(PACK_QUEUE);
+        let (used_sender, used_receiver) = bounded::<Vec<u8>>(puts);
         scope.spawn(move || {
             let packer = Packer::new(repository, held, pack_sender, used_receiver);
             let result = packer.run(&encoded_receiver, permits);
