@@ -1,5 +1,6 @@
 //! Memory for content that is read: aligned for reads around the page cache, and used again.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex};
@@ -8,32 +9,64 @@ use std::sync::{Arc, Mutex};
 /// is in use wants more.
 pub const ALIGN: usize = 4096;
 
-/// Memory of buffers that are gone, all of one length: new memory has to be cleared by the system first.
+/// Shorter buffers are the allocator's matter, bytes: it gives their memory to the next ones itself.
+const MIN_POOLED_LEN: usize = 32 << 10;
+/// Spare memory is as long as so many of the longest buffers at most: as many as are read ahead and looked at.
+const MAX_SPARE_BUFFERS: usize = 64;
+
+/// Memory of buffers that are gone: new memory has to be cleared by the system first.
 #[derive(Debug)]
 pub struct BufferPool {
+    /// Of the longest buffers.
     len: usize,
-    spare: Mutex<Vec<Vec<u8>>>,
+    spare: Mutex<Spare>,
+}
+
+/// What nobody uses, by the bytes that there is room for.
+#[derive(Debug, Default)]
+struct Spare {
+    by_room: BTreeMap<usize, Vec<Vec<u8>>>,
+    bytes: usize,
 }
 
 impl BufferPool {
-    /// Creates a pool of buffers of `len` bytes.
+    /// Creates a pool of buffers of up to `len` bytes.
     pub fn new(len: usize) -> Arc<Self> {
         Arc::new(Self { len, spare: Mutex::default() })
     }
 
-    /// Returns true for a length of which memory is used again: a much shorter buffer would keep too much.
+    /// Returns true for a length of which memory is used again.
     pub fn keeps(&self, len: usize) -> bool {
-        len <= self.len && len > self.len / 2
+        (MIN_POOLED_LEN..=self.len).contains(&len)
     }
 
     /// Returns an aligned buffer of `len` bytes; they are not zero, but what an earlier one has held.
     pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
         let is_pooled = self.keeps(len);
-        let spare = if is_pooled { self.spare.lock().ok().and_then(|mut spare| spare.pop()) } else { None };
-        let room = if is_pooled { self.len } else { len };
+        // hardly more than half of it is for nothing
+        let room = if is_pooled { len.next_power_of_two().min(self.len) } else { len };
+        let spare =
+            if is_pooled { self.spare.lock().ok().and_then(|mut spare| spare.take(room)) } else { None };
         let memory = spare.unwrap_or_else(|| vec![0; room + ALIGN]);
         let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
         Buffer { memory, range: start..start + len, pool: is_pooled.then(|| Arc::clone(self)) }
+    }
+
+    fn give(&self, memory: Vec<u8>) {
+        if let Ok(mut spare) = self.spare.lock()
+            && spare.bytes < self.len.saturating_mul(MAX_SPARE_BUFFERS)
+        {
+            spare.bytes += memory.len();
+            spare.by_room.entry(memory.len() - ALIGN).or_default().push(memory);
+        }
+    }
+}
+
+impl Spare {
+    fn take(&mut self, room: usize) -> Option<Vec<u8>> {
+        let memory = self.by_room.get_mut(&room)?.pop()?;
+        self.bytes -= memory.len();
+        Some(memory)
     }
 }
 
@@ -87,10 +120,8 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(pool) = &self.pool
-            && let Ok(mut spare) = pool.spare.lock()
-        {
-            spare.push(std::mem::take(&mut self.memory));
+        if let Some(pool) = &self.pool {
+            pool.give(std::mem::take(&mut self.memory));
         }
     }
 }
@@ -151,8 +182,13 @@ mod tests {
         assert_eq!((again.as_ptr(), again.len(), again[0]), (place, 600_000, 7));
         let short = pool.take(4096);
         assert_eq!((short.len(), short.as_ptr().align_offset(ALIGN)), (4096, 0));
-        drop((again, other, short));
-        assert_eq!(pool.spare.lock().unwrap().len(), 2, "a short one is not kept");
+        let middle = pool.take(65_537);
+        assert_eq!((middle.len(), middle.memory.len()), (65_537, (128 << 10) + ALIGN));
+        drop((again, other, short, middle));
+        let kept = |room: usize| pool.spare.lock().unwrap().by_room.get(&room).map_or(0, Vec::len);
+        assert_eq!((kept(1 << 20), kept(128 << 10), kept(4096)), (2, 1, 0), "a short one is not kept");
+        drop((0..100).map(|_| pool.take(1 << 20)).collect::<Vec<_>>());
+        assert!((MAX_SPARE_BUFFERS - 2..=MAX_SPARE_BUFFERS).contains(&kept(1 << 20)), "not for ever more");
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::buffer::{Buffer, BufferPool};
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
 
+/// Memory of shorter buffers is not used again, bytes: new memory need not be filled before it is read into.
+const MIN_REUSED_LEN: usize = 512 << 10;
+
 /// How often a wait looks whether it is to end.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -110,7 +113,7 @@ impl Wire {
         what: &'static str,
         monitor: &dyn Monitor,
     ) -> Result<Buffer> {
-        if !self.pool.keeps(len) {
+        if !self.pool.keeps(len) || len < MIN_REUSED_LEN {
             return self.read_vec(len, what, monitor).map(Buffer::from);
         }
         let mut buffer = self.pool.take(len);
