@@ -32,17 +32,17 @@ pub struct RawChunk {
     pub len: u32,
 }
 
-/// Room in front of a frame's chunks for the header and the list of them, bytes: the list of 255 chunks is put there
-/// without moving them, and few frames have more.
-const ROOM: usize = FRAME_HEADER_LEN + list_len(255);
+/// Room in front of a frame's chunks for the header and the list of them, bytes: the list of 256 chunks, as 1 MiB of scattered
+/// blocks of 4 KiB has, is put there without moving them, and few frames have more.
+const ROOM: usize = FRAME_HEADER_LEN + list_len(256);
 
 /// Bytes of the list of so many chunks.
 const fn list_len(chunks: usize) -> usize {
     4 + 4 * chunks
 }
 
-/// Memory of frames of the default length on their way into a pack, used again by the next ones: of plaintext, and of what it is
-/// compressed to. There is as much of it as such frames were ever on their way at once.
+/// Memory of frames on their way into a pack, used again by the next ones: of plaintext, and of what it is compressed to, up to
+/// the default length. As much of it is kept as frames were ever on their way at once, within the pool's bound.
 static MEMORY: LazyLock<Arc<BufferPool>> = LazyLock::new(|| BufferPool::new(room_for(1 << 20)));
 
 /// Bytes in which a frame begins: enough for nearly all, since what fills one passes the target by a part of a chunk.
@@ -51,19 +51,13 @@ const fn room_for(target_len: usize) -> usize {
 }
 
 /// Chunks that will be compressed together.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct RawFrame {
     chunks: Vec<RawChunk>,
     /// [`ROOM`] bytes, then the chunks, one behind the other, then room for more.
     memory: Buffer,
     /// Where in `memory` the chunks end.
     end: usize,
-}
-
-impl Default for RawFrame {
-    fn default() -> Self {
-        Self { chunks: Vec::new(), memory: Vec::new().into(), end: ROOM }
-    }
 }
 
 /// A chunk and its place in a frame.
@@ -99,7 +93,7 @@ pub struct FrameBuilder {
 impl FrameBuilder {
     /// Creates a builder that ends a frame once its chunks have `target_len` bytes (at most 2 MiB).
     pub fn new(target_len: u32) -> Self {
-        Self { target_len: target_len.min(MAX_TARGET_LEN) as usize, frame: RawFrame::default() }
+        Self { target_len: target_len.min(MAX_TARGET_LEN) as usize, frame: RawFrame::begun() }
     }
 
     /// Adds a chunk; returns the frame if that filled it.
@@ -123,7 +117,7 @@ impl FrameBuilder {
 
     /// Returns the frame begun, if it has a chunk.
     pub fn flush(&mut self) -> Option<RawFrame> {
-        let frame = std::mem::take(&mut self.frame);
+        let frame = std::mem::replace(&mut self.frame, RawFrame::begun());
         (!frame.chunks.is_empty()).then_some(frame)
     }
 
@@ -152,6 +146,11 @@ thread_local! {
 }
 
 impl RawFrame {
+    /// Without a chunk, and without memory; it is none until it has one.
+    fn begun() -> Self {
+        Self { chunks: Vec::new(), memory: Vec::new().into(), end: ROOM }
+    }
+
     /// Returns the chunks in order.
     pub fn chunks(&self) -> &[RawChunk] {
         &self.chunks

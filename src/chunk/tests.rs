@@ -212,6 +212,21 @@ proptest! {
 }
 
 #[test]
+fn lists_of_any_length_stand_in_front_of_their_chunks() {
+    // about as long as the room for them: noise is stored where it was collected, the rest is compressed elsewhere
+    for (count, is_dense) in
+        [255, 256, 257, 300].into_iter().flat_map(|count| [(count, true), (count, false)])
+    {
+        let content = |seed| if is_dense { noise(seed, 4096) } else { half_noise(seed, 4096) };
+        let chunks: Vec<_> = (0..count).map(|seed| (ChunkKind::Data, content(seed))).collect();
+        let frames = frames_of(&chunks, 2 << 20, 3);
+        assert_eq!((frames.len(), frames[0].stored_len == frames[0].raw_len), (1, is_dense));
+        let pack = pack_of(&frames);
+        assert_eq!(read_all(&pack.bytes, &pack.table), chunks, "{count}");
+    }
+}
+
+#[test]
 fn a_twin_has_the_same_content_under_another_id() {
     let chunks = vec![(ChunkKind::Node, half_noise(1, 5000)), (ChunkKind::Point, half_noise(2, 9000))];
     let pack = pack_of(&frames_of(&chunks, 1 << 18, 3));

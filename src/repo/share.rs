@@ -93,7 +93,7 @@ impl Drop for Sparing<'_> {
 }
 
 impl Repository {
-    /// Until the guard is dropped, packs are put one at a time, none waits for it, and their memory is given back: for one
+    /// Until the guard is dropped, packs are put one at a time, and their memory is given back: for one
     /// who holds much in memory besides. A pack takes 32 MiB by default.
     pub(crate) fn spare_memory(&self) -> Sparing<'_> {
         self.share.spare()

@@ -34,11 +34,11 @@ use crate::format::segment::{Segment, SegmentChunk, SegmentPack};
 use crate::id::{ChunkId, PackId, SegmentId, SessionId};
 use crate::manifest::NodeWriter;
 
-/// Frames that wait for compression: 4 × about 1.1 MiB.
+/// Frames that wait for compression: 4 × about 1.3 MiB.
 const RAW_QUEUE: usize = 4;
-/// Frames that wait for the pack thread: 8 × at most 1.1 MiB.
+/// Frames that wait for the pack thread: 8 × 1.3 MiB, however short they have become.
 const ENCODED_QUEUE: usize = 8;
-/// Frames between body and pack in all, so that one slow worker does not let the others pile up: 12 × 1.1 MiB.
+/// Frames between body and pack in all, so that one slow worker does not let the others pile up: 12 × 1.3 MiB.
 const FRAMES_IN_FLIGHT: Portion = Portion { most: 12, least: 2 };
 /// Behind a pack's target this part of it is room for its last frame and its table.
 const PACK_ROOM: u64 = 8;
@@ -279,7 +279,7 @@ pub fn write_more<T>(
         drop((raw_receiver, encoded_sender));
         let failed = &failure;
         let puts = if share.is_sparing() { 1 } else { repository.storage().puts_at_once().max(1) };
-        // no pack waits while others are put, 32 MiB each by default: the storage has enough to do
+        // none is queued, 32 MiB each by default: the pack thread holds the next one while others are put
         let (pack_sender, pack_receiver) = bounded::<FinishedPack>(0);
         let (stored_sender, stored_receiver) = bounded::<StoredPack>(STORED_QUEUE);
         let (used_sender, used_receiver) = bounded::<Vec<u8>>(puts);
@@ -333,6 +333,8 @@ fn compress(
     level: i32,
     failure: &FirstFailure,
 ) {
+    // frames behind one that failed wait for it until the end, and keep their permits
+    let _closing = permits.close_at_end();
     for job in frames {
         match job.frame.encode(level) {
             Ok(frame) => {
@@ -341,11 +343,7 @@ fn compress(
                     return;
                 }
             }
-            Err(error) => {
-                // frames behind this one wait for it until the end, and keep their permits
-                drop(permits.close_at_end());
-                return failure.set(error);
-            }
+            Err(error) => return failure.set(error),
         }
     }
 }

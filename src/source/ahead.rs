@@ -27,8 +27,8 @@ use crate::monitor::Monitor;
 /// Threads that read: a fast disk is idle while one of them hands on what it has read, and at every hole.
 const READERS: usize = 3;
 /// Groups of ranges that are read ahead, each of about a read's length, around the page cache: while new content is compressed
-/// the disk reads on, and where the content is known the cores do not wait for it. 40 MiB, and up to twice that where windows
-/// are half full.
+/// the disk reads on, and where the content is known the cores do not wait for it. 40 MiB, and up to three times that where windows
+/// are half full, or a little more.
 const AHEAD_GROUPS: usize = 40;
 /// Of what is in the page cache: more would only leave the processor's caches before it is looked at.
 const CACHED_AHEAD_GROUPS: usize = 6;
