@@ -94,7 +94,7 @@ def large(options, place, parts):
     """What these parts of benches/scale have measured, in a folder of their own."""
     shutil.rmtree(place, ignore_errors=True)
     os.makedirs(place)
-    small = {"VMKEEP_SCALE_GIB": "8", "VMKEEP_SCALE_POINTS": "100", "VMKEEP_SCALE_CHUNKS": "4", "VMKEEP_SCALE_REPACK_GIB": "2", "VMKEEP_SCALE_DOMAINS": "10"}
+    small = {"VMKEEP_SCALE_GIB": "2", "VMKEEP_SCALE_POINTS": "100", "VMKEEP_SCALE_CHUNKS": "4", "VMKEEP_SCALE_REPACK_GIB": "2", "VMKEEP_SCALE_DOMAINS": "10"}
     env = {"VMKEEP_SCALE_DIR": place, "VMKEEP_SCALE_PROGRAM": options.vmkeep, **(small if options.size == "small" else {})}
     figures = []
     for line in output(["cargo", "bench", "--locked", "--bench", "scale", "--", *parts], env).splitlines():
