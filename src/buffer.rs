@@ -1,4 +1,4 @@
-//! Memory for content that is read: aligned for reads around the page cache, and used again.
+//! Memory for content on its way through a backup: aligned for reads around the page cache, and used again.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -44,7 +44,7 @@ impl BufferPool {
     /// Returns an aligned buffer of `len` bytes; they are not zero, but what an earlier one has held.
     pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
         let is_pooled = self.keeps(len);
-        // hardly more than half of it is for nothing
+        // few lengths of memory, so that the next buffer finds one; less than half of it is for nothing
         let room = if is_pooled { len.next_power_of_two().min(self.len) } else { len };
         let spare =
             if is_pooled { self.spare.lock().ok().and_then(|mut spare| spare.take(room)) } else { None };

@@ -93,8 +93,8 @@ impl Drop for Sparing<'_> {
 }
 
 impl Repository {
-    /// Until the guard is dropped, packs are put one at a time, and their memory is given back: for one
-    /// who holds much in memory besides. A pack takes 32 MiB by default.
+    /// Until the guard is dropped, packs are put one at a time, and their memory is given back: for one who
+    /// holds much in memory besides. A pack takes 32 MiB by default.
     pub(crate) fn spare_memory(&self) -> Sparing<'_> {
         self.share.spare()
     }
