@@ -65,8 +65,9 @@ pub fn stats(repository: &Repository, points: &[PointId], monitor: &dyn Monitor)
             counter.look_up()?;
         }
     }
-    report.packs = view.pack_ids().len() as u64;
-    report.stored_bytes = view.pack_lens()?.into_iter().map(|(_, len)| len).sum();
+    let packs = view.pack_lens()?;
+    report.packs = packs.len() as u64;
+    report.stored_bytes = packs.iter().map(|(_, len)| len).sum();
     report.index_bytes = repository.storage().list(Folder::Segments)?.iter().map(|listed| listed.len).sum();
     Ok(report)
 }

@@ -73,7 +73,13 @@ impl KnownOutcomes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns a session's outcome, or why it cannot be read; `None` if it is gone.
+    /// Returns what is known of sessions' outcomes, in the order asked.
+    fn look_up(&self, sessions: &[SessionId]) -> Vec<Option<Outcome>> {
+        let known = self.lock();
+        sessions.iter().map(|session| known.outcomes.as_ref()?.get(session).cloned()).collect()
+    }
+
+    /// Reads a session's outcome. Returns it, or why it cannot be read; `None` if it is gone.
     fn read(
         &self,
         storage: &dyn Storage,
@@ -81,10 +87,6 @@ impl KnownOutcomes {
         session: SessionId,
     ) -> Result<Option<Readable>> {
         let name = ObjectName::Outcome(session);
-        let known = self.lock().outcomes.as_ref().and_then(|outcomes| outcomes.get(&session).cloned());
-        if let Some(known) = known {
-            return Ok(Some(Ok(known)));
-        }
         let bytes = match storage.get(name, ObjectKind::Outcome.max_object_len()) {
             Err(Error::NotFound { .. }) => return Ok(None),
             Err(error) if is_of_object(storage, &error) => return Ok(Some(Err(error.cause()))),
@@ -113,15 +115,19 @@ fn read_all(
     monitor: &dyn Monitor,
 ) -> Result<Vec<(SessionId, Option<Readable>)>> {
     let names = storage.names(Folder::Outcomes)?;
-    in_threads(&names, |part| {
-        let mut read = Vec::with_capacity(part.len());
-        for name in part {
+    let session = |name| if let ObjectName::Outcome(session) = name { Some(session) } else { None };
+    let sessions: Vec<SessionId> = names.into_iter().filter_map(session).collect();
+    in_threads(&sessions, |part| {
+        let mut outcomes = Vec::with_capacity(part.len());
+        for (session, outcome) in part.iter().zip(known.look_up(part)) {
             monitor.check()?;
-            if let ObjectName::Outcome(session) = name {
-                read.push((*session, known.read(storage, repository, *session)?));
-            }
+            let outcome = match outcome {
+                Some(outcome) => Some(Ok(outcome)),
+                None => known.read(storage, repository, *session)?,
+            };
+            outcomes.push((*session, outcome));
         }
-        Ok(read)
+        Ok(outcomes)
     })
 }
 

@@ -113,20 +113,15 @@ impl Repository {
         Ok((catalog, view))
     }
 
-    /// Brings the index up to date, and meanwhile looks at what its segments speak of: `marks` were read before.
+    /// Brings the index up to date, then reads what is known to be bad of what its segments place: `marks` were read before.
     ///
     /// One at a time: two would write one file, and to a listing that is older than the index it would look as if a prune
     /// had been there.
     fn synchronize(&self, catalog: &Catalog, marks: Marks, monitor: &dyn Monitor) -> Result<View> {
-        std::thread::scope(|scope| {
-            let turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
-            let listed = self.segments()?;
-            // what is listed after the segments has all that they place
-            let view = scope.spawn(|| View::load(&self.storage, self.id(), marks));
-            self.update_index(&listed, catalog, monitor)?;
-            drop(turn);
-            view.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        let turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        self.update_index(&self.segments()?, catalog, monitor)?;
+        drop(turn);
+        View::load(&self.storage, self.id(), marks)
     }
 
     fn update_index(&self, listed: &[SegmentId], catalog: &Catalog, monitor: &dyn Monitor) -> Result<()> {

@@ -2,6 +2,7 @@
 //! anything.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::{Repository, random};
 use crate::error::{Error, Result};
@@ -24,6 +25,15 @@ fn wanted_len(segments_len: u64) -> u64 {
     len.clamp(MIN_LEN, MAX_LEN)
 }
 
+/// What there was when the reserve had the length that it should have.
+#[derive(Debug)]
+pub(super) struct SeenReserve {
+    /// Bytes of all segments.
+    segments_len: u64,
+    /// Of [`super::share::Share::segments_put`], then.
+    put: u64,
+}
+
 impl Repository {
     /// Puts the reserve where there is none, and makes it longer where it should be: as long as all segments together, and a
     /// quarter more; at most 4 GiB. What cannot be put is no reason to call anything failed.
@@ -32,9 +42,12 @@ impl Repository {
     }
 
     /// As [`Repository::put_reserve`], where there is one and no prune is at work: that one may have given it back, and need
-    /// the room.
+    /// the room. Looks at no segment while those that this process has put make no difference: others see to theirs.
     pub fn grow_reserve(&self, monitor: &dyn Monitor) {
         let grow = || {
+            if self.has_room() {
+                return Ok(());
+            }
             let is_there = match self.storage().len(ObjectName::Reserve) {
                 Ok(_) => true,
                 Err(Error::NotFound { .. }) => false,
@@ -45,10 +58,23 @@ impl Repository {
         note_failure(grow(), monitor);
     }
 
+    fn has_room(&self) -> bool {
+        let seen = self.share.reserve.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.as_ref().is_some_and(|seen| {
+            let put = self.share.segments_put.load(Ordering::Relaxed).saturating_sub(seen.put);
+            wanted_len(seen.segments_len.saturating_add(put)) <= wanted_len(seen.segments_len)
+        })
+    }
+
     fn grow(&self) -> Result<()> {
-        let _turn = self.share.reserve.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.share.reserve.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen = None;
+        // before they are listed: one that is put meanwhile is counted twice rather than not at all
+        let put = self.share.segments_put.load(Ordering::Relaxed);
         let segments_len = self.storage().list(Folder::Segments)?.iter().map(|listed| listed.len).sum();
-        put_reserve(self.storage(), wanted_len(segments_len))
+        put_reserve(self.storage(), wanted_len(segments_len))?;
+        *seen = Some(SeenReserve { segments_len, put });
+        Ok(())
     }
 }
 
@@ -69,9 +95,13 @@ pub(super) fn put_reserve(storage: &dyn Storage, len: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::super::{CreateOptions, Environment};
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+
     use super::*;
     use crate::monitor::Recorder;
     use crate::storage::fault::{FailingStorage, Fault};
+    use crate::storage::hooked::HookedStorage;
     use crate::storage::memory::MemoryStorage;
 
     #[test]
@@ -107,6 +137,37 @@ mod tests {
         repository.put_reserve(&silent);
         assert_eq!(len(), Some(4 << 20));
         assert_eq!(silent.notes().len(), 0, "{:?}", silent.notes());
+    }
+
+    #[test]
+    fn segments_are_looked_at_when_this_process_has_put_enough_of_them() {
+        let looks = Arc::new(AtomicU64::new(0));
+        let storage = HookedStorage::new(&MemoryStorage::new()).before_list({
+            let looks = Arc::clone(&looks);
+            move |folder| {
+                looks.fetch_add(u64::from(folder == Folder::Segments), Ordering::Relaxed);
+            }
+        });
+        let created = Repository::create(
+            Box::new(storage.clone()),
+            &CreateOptions::default(),
+            &Environment::of_a_test(),
+        );
+        let repository = created.unwrap();
+        looks.store(0, Ordering::Relaxed);
+        let silent = Recorder::new();
+        let put = |number: u8, len: usize| {
+            let segment = ObjectName::Segment(crate::id::SegmentId::from_bytes([number; 32]));
+            storage.put_new(segment, &vec![0; len]).unwrap();
+            repository.share.segments_put.fetch_add(len as u64, Ordering::Relaxed);
+            repository.grow_reserve(&silent);
+            (looks.load(Ordering::Relaxed), storage.len(ObjectName::Reserve).unwrap())
+        };
+        assert_eq!(put(1, 1 << 10), (1, MIN_LEN));
+        assert_eq!(put(2, 1 << 10), (1, MIN_LEN), "nothing has changed");
+        assert_eq!(put(3, 1 << 20), (2, 2 << 20));
+        assert_eq!(put(4, 1 << 10), (2, 2 << 20));
+        assert_eq!(put(5, 1 << 20), (3, 4 << 20));
     }
 
     #[test]

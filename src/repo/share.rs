@@ -5,11 +5,12 @@
 //! one that goes on alone has all of it again. Nobody waits for what another session holds, so no session stands still
 //! for a slow one. Packs are cut shorter only while several sessions fill long ones. Readers share one cache of frames.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::Repository;
 use super::frames::{FrameCache, SpareFrames};
+use super::reserve::SeenReserve;
 
 /// So many packs of the target's length may stand in memory while several sessions write.
 const FULL_PACKS: u64 = 1;
@@ -25,8 +26,10 @@ pub(super) struct Share {
     pack_bytes: AtomicUsize,
     /// Those who hold much in memory besides.
     sparing: AtomicUsize,
-    /// Held by whoever makes the reserve longer.
-    pub(super) reserve: Mutex<()>,
+    /// What was last seen of the reserve; held by whoever makes it longer.
+    pub(super) reserve: Mutex<Option<SeenReserve>>,
+    /// Bytes of the segments that sessions of this process have put.
+    pub(super) segments_put: AtomicU64,
     /// What the readers of now share; it goes with the last of them.
     pub(super) frames: Mutex<Weak<FrameCache>>,
     pub(super) spare_frames: Arc<SpareFrames>,

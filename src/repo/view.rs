@@ -1,7 +1,7 @@
-//! Which packs a session may rely on: listed, in no mark, not known to be bad.
+//! Which packs a session may rely on: there, in no mark, not known to be bad.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::config::is_of_object;
 use crate::error::{Error, Result};
@@ -60,13 +60,21 @@ impl Marks {
     }
 }
 
-/// What a session saw when it began. Of packs it has seen that they were there, and looks at each when it first meets it.
+/// What is known of packs.
+#[derive(Debug, Default)]
+struct Packs {
+    /// Bytes; `None` of one that is not there.
+    lens: HashMap<PackId, Option<u64>>,
+    /// All were listed: there are no others.
+    is_complete: bool,
+}
+
+/// What a session saw when it began. It looks at each pack when it first meets it: a repository of many points has many packs,
+/// of which a session meets few.
 #[derive(Debug, Clone)]
 pub struct View {
     storage: Arc<dyn Storage>,
-    /// Those that were listed, with their lengths where somebody has asked for them; `None` of one that has gone since. To look
-    /// at each takes much longer than to list them, and a session meets few of them.
-    packs: HashMap<PackId, OnceLock<Option<u64>>>,
+    packs: Arc<RwLock<Packs>>,
     marks: Marks,
     bad: HashMap<PackId, Bad>,
     /// Why a pack could not be looked at, until somebody is told.
@@ -76,8 +84,7 @@ pub struct View {
 }
 
 impl View {
-    /// Reads damage records and the listing of packs; `marks` must have been read before (protocol: marks
-    /// first, then segments, then what they speak of).
+    /// Reads damage records; `marks` must have been read before (protocol: marks first, then segments, then what they speak of).
     ///
     /// # Errors
     /// A failed listing or read. A damage record that cannot be decoded condemns its whole pack.
@@ -102,12 +109,7 @@ impl View {
                 known.extend(chunks);
             }
         }
-        let mut packs = HashMap::new();
-        for name in storage.names(Folder::Packs)? {
-            if let ObjectName::Pack(id) = name {
-                packs.insert(id, OnceLock::new());
-            }
-        }
+        let packs = Arc::default();
         Ok(Self { storage, packs, marks, bad, failed: Arc::default(), is_anything_lost: false })
     }
 
@@ -126,14 +128,10 @@ impl View {
         self.marks = marks;
     }
 
-    /// Returns true if a pack was listed.
+    /// Returns true if a pack is known to be there. Of one that was not met nothing is known before all are listed:
+    /// [`View::pack_lens`].
     pub fn has_pack(&self, id: PackId) -> bool {
-        self.packs.contains_key(&id)
-    }
-
-    /// Returns the packs that were listed.
-    pub fn pack_ids(&self) -> impl ExactSizeIterator<Item = PackId> {
-        self.packs.keys().copied()
+        self.packs.read().unwrap_or_else(PoisonError::into_inner).lens.get(&id).is_some_and(Option::is_some)
     }
 
     /// Returns the length of a pack, bytes; `None` if it is not there.
@@ -141,35 +139,40 @@ impl View {
     /// # Errors
     /// Those of the storage.
     pub fn pack_len(&self, id: PackId) -> Result<Option<u64>> {
-        let Some(place) = self.packs.get(&id) else { return Ok(None) };
-        if let Some(len) = place.get() {
-            return Ok(*len);
+        {
+            let packs = self.packs.read().unwrap_or_else(PoisonError::into_inner);
+            match packs.lens.get(&id) {
+                Some(len) => return Ok(*len),
+                None if packs.is_complete => return Ok(None),
+                None => {}
+            }
         }
         let len = match self.storage.len(ObjectName::Pack(id)) {
             Ok(len) => Some(len),
             Err(Error::NotFound { .. }) => None,
             Err(error) => return Err(error),
         };
-        Ok(*place.get_or_init(|| len))
+        let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
+        // who was first is right: all see the same
+        Ok(*packs.lens.entry(id).or_insert(len))
     }
 
-    /// Returns the packs that were listed and are there, with their lengths in bytes. Looks at all that nobody has looked at
-    /// yet.
+    /// Returns the packs that are there, with their lengths in bytes. Looks at all that nobody has looked at yet; from then on
+    /// there are no others.
     ///
     /// # Errors
     /// Those of the storage.
     pub fn pack_lens(&self) -> Result<Vec<(PackId, u64)>> {
-        if self.packs.values().any(|place| place.get().is_none()) {
+        let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
+        if !packs.is_complete {
             for listed in self.storage.list(Folder::Packs)? {
-                if let ObjectName::Pack(id) = listed.name
-                    && let Some(place) = self.packs.get(&id)
-                {
-                    place.get_or_init(|| Some(listed.len));
+                if let ObjectName::Pack(id) = listed.name {
+                    packs.lens.entry(id).or_insert(Some(listed.len));
                 }
             }
+            packs.is_complete = true;
         }
-        let len = |(id, place): (&PackId, &OnceLock<_>)| Some((*id, (*place.get_or_init(|| None))?));
-        Ok(self.packs.iter().filter_map(len).collect())
+        Ok(packs.lens.iter().filter_map(|(id, len)| Some((*id, (*len)?))).collect())
     }
 
     /// Says why a pack could not be looked at, if one could not since this was asked: what was said of its chunks is not
@@ -282,26 +285,29 @@ mod tests {
         storage.put_new(ObjectName::Pack(pack(4)), &[0; 200]).unwrap();
         assert_eq!(view.pack_len(pack(1)).unwrap(), Some(200), "as it was");
         assert_eq!(view.pack_len(pack(2)).unwrap(), None, "gone since");
-        assert_eq!(view.pack_len(pack(4)).unwrap(), None, "listed by nobody");
+        assert_eq!(view.pack_len(pack(4)).unwrap(), Some(200), "come since");
+        assert_eq!(view.pack_len(pack(5)).unwrap(), None);
         let within = place(3, 200 - 64 - FRAME_HEADER_LEN as u32);
         assert!(view.is_readable(&within) && view.is_usable(&id, &within));
         let beyond = place(3, 201 - 64 - FRAME_HEADER_LEN as u32);
         assert!(!view.is_readable(&beyond) && !view.is_good(&id, &beyond), "the pack was cut off");
-        assert!(view.has_pack(pack(2)) && !view.has_pack(pack(4)));
         let mut lens = view.pack_lens().unwrap();
         lens.sort_unstable();
-        assert_eq!(lens, [(pack(1), 200), (pack(3), 200)]);
+        assert_eq!(lens, [(pack(1), 200), (pack(3), 200), (pack(4), 200)]);
+        assert!(view.has_pack(pack(1)) && !view.has_pack(pack(2)));
+        storage.put_new(ObjectName::Pack(pack(6)), &[0; 200]).unwrap();
+        assert_eq!(view.pack_len(pack(6)).unwrap(), None, "all have been listed");
         let mut lens = load(storage).pack_lens().unwrap();
         lens.sort_unstable();
-        assert_eq!(lens, [(pack(3), 200), (pack(4), 200)]);
+        assert_eq!(lens, [(pack(3), 200), (pack(4), 200), (pack(6), 200)]);
     }
 
     #[test]
     fn a_pack_that_cannot_be_looked_at_is_told_of() {
         let storage = MemoryStorage::new();
         storage.put_new(ObjectName::Pack(pack(1)), &[0; 200]).unwrap();
-        // behind two listings
-        let view = load(FailingStorage::new(storage, 2, Fault::Eio));
+        // behind a listing
+        let view = load(FailingStorage::new(storage, 1, Fault::Eio));
         let (id, place) = (ChunkId::from_bytes([9; 32]), place(1, 100));
         assert!(!view.is_good(&id, &place));
         assert!(matches!(view.check_looks(), Err(Error::Io { .. })));

@@ -16,6 +16,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -555,5 +556,7 @@ pub fn put_segment(
         segment.to_object(repository.id()).map_err(|fault| Error::malformed("the new segment", fault))?;
     let id = SegmentId::from_bytes(*blake3::hash(&bytes).as_bytes());
     repository.storage().put_new(ObjectName::Segment(id), &bytes)?;
-    Ok((id, bytes.len() as u64))
+    let len = bytes.len() as u64;
+    repository.share.segments_put.fetch_add(len, Ordering::Relaxed);
+    Ok((id, len))
 }

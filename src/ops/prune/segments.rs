@@ -61,12 +61,12 @@ pub(super) fn for_each_segment(
 /// another segment, it has nothing to say.
 ///
 /// # Errors
-/// [`Error::Damaged`]
+/// [`Error::Damaged`]; those of the storage.
 pub(super) fn refuse_unknown(unreadable: &[SegmentId], listed: &HashSet<PackId>, view: &View) -> Result<()> {
     let Some(id) = unreadable.first() else { return Ok(()) };
-    match view.pack_ids().find(|pack| !listed.contains(pack)) {
+    match view.pack_lens()?.into_iter().find(|(pack, _)| !listed.contains(pack)) {
         None => Ok(()),
-        Some(pack) => Err(Error::Damaged(format!(
+        Some((pack, _)) => Err(Error::Damaged(format!(
             "{} cannot be read and may be what lists {}; nothing is deleted before `vmkeep repair index`",
             ObjectName::Segment(*id),
             ObjectName::Pack(pack),

@@ -81,14 +81,14 @@ fn sweep_meets_backup(rule: Option<Rule>) -> Result<()> {
     read(&inner, world.kept)
 }
 
-/// A sweep is decided when a backup begins, and is over right behind the listing of the packs.
+/// A sweep is decided when a backup begins, and is over when the backup has seen all but the packs.
 #[test]
-fn a_sweep_that_ends_behind_the_listing_is_noticed() {
+fn a_sweep_that_ends_behind_the_listings_is_noticed() {
     let before = before();
     let inner = decided(&before.storage);
     let pruning = inner.clone();
     let storage = HookedStorage::new(&inner).on_list(move |folder, listed| {
-        if folder == Folder::Packs {
+        if folder == Folder::Damage {
             carry_out(&pruning);
         }
         listed
