@@ -42,6 +42,8 @@ pub struct StatsReport {
 /// [`Error::NotFound`] for a point that is none; a manifest that cannot be read; those of the storage.
 pub fn stats(repository: &Repository, points: &[PointId], monitor: &dyn Monitor) -> Result<StatsReport> {
     let (catalog, view) = repository.refresh_to_read(monitor)?;
+    // before anything else is looked at: packs of one moment
+    let packs = view.pack_lens()?;
     let reader = ChunkReader::new(repository, &view);
     let mut report = StatsReport { points: points.len() as u64, ..StatsReport::default() };
     let mut seen = HashSet::new();
@@ -65,7 +67,6 @@ pub fn stats(repository: &Repository, points: &[PointId], monitor: &dyn Monitor)
             counter.look_up()?;
         }
     }
-    let packs = view.pack_lens()?;
     report.packs = packs.len() as u64;
     report.stored_bytes = packs.iter().map(|(_, len)| len).sum();
     report.index_bytes = repository.storage().list(Folder::Segments)?.iter().map(|listed| listed.len).sum();

@@ -67,7 +67,7 @@ pub struct ChunkReader<'a> {
     near: Near,
     last_resort: OnceLock<LastResort>,
     making_last_resort: Mutex<()>,
-    /// Chunks of a running session, whose packs are not in the view.
+    /// Chunks of a running session, whose segments do not count yet.
     own: Option<MemoryIndex>,
     /// Places that this reader found to be bad: nothing new may rely on them, recorded or not.
     met: Mutex<Arc<HashSet<(PackId, ChunkId)>>>,
@@ -232,7 +232,7 @@ impl<'a> ChunkReader<'a> {
 
     fn may_rely_on(&self, id: &ChunkId, place: &Location) -> bool {
         let spares_marked = self.view.is_good(id, place) && self.repository.breaks(Rule::HeedMarks);
-        let spares_lost = self.repository.breaks(Rule::HitMustBeListed);
+        let spares_lost = self.repository.breaks(Rule::HitMustBeThere);
         let spares_damaged = self.view.is_readable(place) && self.repository.breaks(Rule::HeedDamage);
         self.view.is_usable(id, place) || spares_marked || spares_damaged || spares_lost
     }

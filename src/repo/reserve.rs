@@ -17,6 +17,9 @@ const STEP_LEN: u64 = 64 << 20;
 /// About what the segments of 3 TiB of content take. Bytes.
 const MAX_LEN: u64 = 4 << 30;
 
+/// Up to this part of the segments that were looked at, a process puts more before it looks at them again.
+const LITTLE_PART: u64 = 16;
+
 /// Returns the length of the reserve beside segments of so many bytes: room for all of them, and what a prune writes
 /// besides.
 fn wanted_len(segments_len: u64) -> u64 {
@@ -42,27 +45,30 @@ impl Repository {
     }
 
     /// As [`Repository::put_reserve`], where there is one and no prune is at work: that one may have given it back, and need
-    /// the room. Looks at no segment while those that this process has put make no difference: others see to theirs.
+    /// the room. Looks at the segments again only once this process has put much more of them: what other programs put in that
+    /// time has room in the quarter more, if they are not many, and they see to it at their end.
     pub fn grow_reserve(&self, monitor: &dyn Monitor) {
         let grow = || {
-            if self.has_room() {
-                return Ok(());
-            }
-            let is_there = match self.storage().len(ObjectName::Reserve) {
-                Ok(_) => true,
-                Err(Error::NotFound { .. }) => false,
+            let len = match self.storage().len(ObjectName::Reserve) {
+                Ok(len) => len,
+                Err(Error::NotFound { .. }) => return Ok(()),
                 Err(error) => return Err(error),
             };
-            if is_there && self.storage().list(Folder::Marks)?.is_empty() { self.grow() } else { Ok(()) }
+            if !self.is_enough(len) && self.storage().list(Folder::Marks)?.is_empty() {
+                self.grow()?;
+            }
+            Ok(())
         };
         note_failure(grow(), monitor);
     }
 
-    fn has_room(&self) -> bool {
+    /// Returns true if a reserve of so many bytes is long enough as far as is known without a look at the segments.
+    fn is_enough(&self, len: u64) -> bool {
         let seen = self.share.reserve.lock().unwrap_or_else(PoisonError::into_inner);
         seen.as_ref().is_some_and(|seen| {
             let put = self.share.segments_put.load(Ordering::Relaxed).saturating_sub(seen.put);
-            wanted_len(seen.segments_len.saturating_add(put)) <= wanted_len(seen.segments_len)
+            let is_little = put <= seen.segments_len / LITTLE_PART;
+            is_little && wanted_len(seen.segments_len.saturating_add(put)) <= len
         })
     }
 
@@ -94,11 +100,13 @@ pub(super) fn put_reserve(storage: &dyn Storage, len: u64) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::writer::put_segment;
     use super::super::{CreateOptions, Environment};
     use std::sync::Arc;
     use std::sync::atomic::AtomicU64;
 
     use super::*;
+    use crate::id::SessionId;
     use crate::monitor::Recorder;
     use crate::storage::fault::{FailingStorage, Fault};
     use crate::storage::hooked::HookedStorage;
@@ -163,11 +171,20 @@ mod tests {
             repository.grow_reserve(&silent);
             (looks.load(Ordering::Relaxed), storage.len(ObjectName::Reserve).unwrap())
         };
-        assert_eq!(put(1, 1 << 10), (1, MIN_LEN));
-        assert_eq!(put(2, 1 << 10), (1, MIN_LEN), "nothing has changed");
-        assert_eq!(put(3, 1 << 20), (2, 2 << 20));
-        assert_eq!(put(4, 1 << 10), (2, 2 << 20));
-        assert_eq!(put(5, 1 << 20), (3, 4 << 20));
+        assert_eq!(put(1, 32 << 10), (1, MIN_LEN));
+        assert_eq!(put(2, 1 << 10), (1, MIN_LEN), "little has changed");
+        assert_eq!(put(3, 2 << 10), (2, MIN_LEN), "what others put may have come beside it");
+        assert_eq!(put(4, 1 << 20), (3, 2 << 20));
+        assert_eq!(put(5, 1 << 10), (3, 2 << 20));
+        assert_eq!(put(6, 1 << 20), (4, 4 << 20));
+        // a prune of another program has given it back, and put one that was enough for what it left
+        storage.delete(ObjectName::Reserve).unwrap();
+        storage.put_new(ObjectName::Reserve, &[0; 1 << 20]).unwrap();
+        assert_eq!(put(7, 1 << 10), (5, 4 << 20));
+        let before = repository.share.segments_put.load(Ordering::Relaxed);
+        let (_, len) =
+            put_segment(&repository, SessionId::from_bytes([1; 16]), 0, Vec::new(), Vec::new()).unwrap();
+        assert_eq!(repository.share.segments_put.load(Ordering::Relaxed), before + len);
     }
 
     #[test]

@@ -11,14 +11,14 @@ pub(crate) enum Rule {
     HeedMarks,
     /// B2: nothing is compared with a marked point.
     HeedMarkedBases,
-    /// B2: marks are read before segments and listings.
+    /// B2: marks are read before segments and before packs are looked at.
     MarksBeforeSegments,
     /// B2: a segment counts only with its owner's outcome.
     SegmentsNeedOutcomes,
     /// B2: what the local index knows of a segment counts as long as the outcome of its owner.
     AppliedMustCount,
-    /// B2: nothing is relied on in a pack that the storage does not list.
-    HitMustBeListed,
+    /// B2: nothing is relied on in a pack that is not there.
+    HitMustBeThere,
     /// B2: nothing is relied on that is recorded as damaged.
     HeedDamage,
     /// B3: metadata goes to two packs.
@@ -69,7 +69,7 @@ impl Rule {
         Self::MarksBeforeSegments,
         Self::SegmentsNeedOutcomes,
         Self::AppliedMustCount,
-        Self::HitMustBeListed,
+        Self::HitMustBeThere,
         Self::HeedDamage,
         Self::MetadataTwice,
         Self::LookAgain,

@@ -69,8 +69,8 @@ struct Packs {
     is_complete: bool,
 }
 
-/// What a session saw when it began. It looks at each pack when it first meets it: a repository of many points has many packs,
-/// of which a session meets few.
+/// What a session saw when it began, but of packs, at each of which it looks when it first meets it: a repository of many
+/// points has many packs, of which a session meets few.
 #[derive(Debug, Clone)]
 pub struct View {
     storage: Arc<dyn Storage>,
@@ -150,15 +150,18 @@ impl View {
         let len = match self.storage.len(ObjectName::Pack(id)) {
             Ok(len) => Some(len),
             Err(Error::NotFound { .. }) => None,
+            // what has its name is no pack, nor would it be listed
+            Err(error) if error.is_damage() => None,
             Err(error) => return Err(error),
         };
         let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
         // who was first is right: all see the same
+        let len = if packs.is_complete { None } else { len };
         Ok(*packs.lens.entry(id).or_insert(len))
     }
 
-    /// Returns the packs that are there, with their lengths in bytes. Looks at all that nobody has looked at yet; from then on
-    /// there are no others.
+    /// Returns the packs that are there, or were when they were met, with their lengths in bytes. Looks at all that nobody has
+    /// looked at yet; from then on there are no others.
     ///
     /// # Errors
     /// Those of the storage.
@@ -255,6 +258,7 @@ mod tests {
     use crate::format::node::ChunkKind;
     use crate::format::pack::{FRAME_HEADER_LEN, FrameEntry};
     use crate::storage::fault::{FailingStorage, Fault};
+    use crate::storage::local::LocalStorage;
     use crate::storage::memory::MemoryStorage;
 
     fn pack(number: u8) -> PackId {
@@ -300,6 +304,22 @@ mod tests {
         let mut lens = load(storage).pack_lens().unwrap();
         lens.sort_unstable();
         assert_eq!(lens, [(pack(3), 200), (pack(4), 200), (pack(6), 200)]);
+    }
+
+    #[test]
+    fn what_is_no_pack_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = LocalStorage::create(&dir.path().join("new")).unwrap();
+        std::fs::create_dir_all(dir.path().join("new").join(ObjectName::Pack(pack(0x11)).to_string()))
+            .unwrap();
+        std::fs::write(dir.path().join("new/packs/22"), b"").unwrap();
+        let view = load(storage);
+        for number in [0x11, 0x22, 0x33] {
+            assert_eq!(view.pack_len(pack(number)).unwrap(), None, "{number:x}");
+            assert!(!view.is_good(&ChunkId::from_bytes([9; 32]), &place(number, 100)));
+        }
+        view.check_looks().unwrap();
+        assert_eq!(view.pack_lens().unwrap(), []);
     }
 
     #[test]

@@ -200,7 +200,8 @@ impl LocalStorage {
         let opened = OpenOptions::new().read(true).custom_flags(flags).open(self.path(name));
         let file = match opened {
             Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
+            // a file in the place of a directory holds no object
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Err(Error::NotFound { object: self.object(name) });
             }
             Err(error) => return Err(Error::io("open", self.object(name), error)),

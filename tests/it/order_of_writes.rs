@@ -26,6 +26,8 @@ enum Step {
     Put(ObjectName),
     Replace(ObjectName),
     List(Folder),
+    /// At a pack.
+    Look,
     Delete(ObjectName),
     Sync(Folder),
 }
@@ -72,7 +74,8 @@ impl Storage for Recording {
     }
 
     fn len(&self, name: ObjectName) -> Result<u64> {
-        self.storage.len(name)
+        let len = self.storage.len(name);
+        if let ObjectName::Pack(_) = name { self.note(Step::Look, len) } else { len }
     }
 
     fn list(&self, folder: Folder) -> Result<Vec<Listed>> {
@@ -242,8 +245,12 @@ fn a_backup() {
             listed(Folder::Segments),
         ];
         ascending(&begin);
-        ascending(&[listed(Folder::Segments), listed(Folder::Packs), first(&steps, puts_pack)]);
         ascending(&[listed(Folder::Segments), listed(Folder::Damage), first(&steps, puts_pack)]);
+        // of the first one's packs the second looks at those that it meets; there may be many others
+        assert!(!steps.contains(&Step::List(Folder::Packs)), "{steps:#?}");
+        if seed == 2 {
+            ascending(&[listed(Folder::Segments), first(&steps, |step| *step == Step::Look)]);
+        }
         // B3 to B8
         let outcome = first(&steps, puts_outcome);
         let lists_marks = |step: &Step| *step == Step::List(Folder::Marks);

@@ -43,7 +43,8 @@ pub fn repair_index(repository: &Repository, dry_run: bool, monitor: &dyn Monito
     // before anything is put in the name of a repository that may be another one
     let configs = repository.repair_config(dry_run)?.iter().map(ToString::to_string).collect();
     let session = if dry_run { None } else { Some(Session::begin(repository, SessionKind::Repair)?) };
-    let (catalog, view) = repository.refresh(monitor)?;
+    // packs before segments: those that come meanwhile have segments of their own
+    let (catalog, view) = repository.refresh_and_look(monitor)?;
     let mut report = IndexReport { configs, dry_run, ..IndexReport::default() };
     let mut listed: HashSet<PackId> = HashSet::new();
     for id in repository.segments()? {

@@ -348,7 +348,7 @@ const MOMENTS: [(Rule, Moment); 12] = [
     (Rule::HeedMarkedBases, swept_point_is_back),
     (Rule::MarksBeforeSegments, sweep_precedes_marks),
     (Rule::AppliedMustCount, outcome_of_a_prune_is_lost),
-    (Rule::HitMustBeListed, lost_content_comes_back),
+    (Rule::HitMustBeThere, lost_content_comes_back),
     (Rule::HeedDamage, damaged_content_comes_back),
     (Rule::MetadataTwice, pack_of_metadata_is_lost),
     (Rule::LookAgain, listing_of_marks_lags),
