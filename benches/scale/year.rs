@@ -45,6 +45,8 @@ pub fn year() {
     let title = format!("{domains} domains");
     let early = phase("night", &dir, domains);
     figure(&format!("{title}: their second night, {WRITES} blocks each"), None, early.seconds, "s");
+    let one = phase("night", &dir, 1);
+    figure(&format!("{title}, {} points: the backup of one domain", 2 * domains), None, one.seconds, "s");
     make_up(&dir);
     let points = domains * DAYS;
     let title = format!("{title}, {points} points");
