@@ -113,6 +113,21 @@ fn ids_depend_on_key_kind_and_content() {
     assert!(!format!("{hasher:?}").contains('1'));
 }
 
+#[test]
+fn an_id_is_that_of_the_kind_and_the_plaintext_in_one_piece() {
+    let key = [7; 32];
+    let plain: Vec<u8> = (0..200_000_u32).map(|at| (at % 251) as u8).collect();
+    for kib in [0, 1, 2, 8, 15, 16, 17, 31, 32, 33, 48, 64, 128_usize] {
+        for len in (kib << 10).saturating_sub(2)..(kib << 10) + 2 {
+            for kind in [ChunkKind::Data, ChunkKind::Node] {
+                let whole = [&[kind.as_byte()], &plain[..len]].concat();
+                let id = ChunkId::from_bytes(*blake3::keyed_hash(&key, &whole).as_bytes());
+                assert_eq!(IdHasher::new(key).chunk_id(kind, &plain[..len]), id, "{len} bytes");
+            }
+        }
+    }
+}
+
 /// Frames of the chunks given, of `target` bytes each.
 fn frames_of(chunks: &[(ChunkKind, Vec<u8>)], target: u32, level: i32) -> Vec<EncodedFrame> {
     let hasher = IdHasher::new([1; 32]);
