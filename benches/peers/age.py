@@ -16,6 +16,8 @@ from tools import Vmkeep
 RESTORES = 5
 #: increments before a state, whose times count for it
 RECENT = 20
+#: written before each point of the disk that is written all over: after 200 of them its content is in small pieces
+BLOCKS = 512
 #: the state that the others are compared with
 FRESH = "the same disk in a new repository"
 
@@ -160,7 +162,7 @@ def fragments(lab, program, folder, results, raw, marks):
     aging = Aging(lab, program, folder, results, "age", seed=5)
     aging.begin(raw)
     for point in marks:
-        aging.increment_to(point, 64)
+        aging.increment_to(point, BLOCKS)
         aging.keep(f"point {point}")
     aging.keep_with_full("a full after that, nothing pruned")
     aging.forget_all_but(3)

@@ -7,7 +7,7 @@ import re
 import statistics
 
 import stages
-from age import FRESH
+from age import BLOCKS, FRESH
 from meter import MIB
 from writes import CHANGED, FIXED
 
@@ -28,7 +28,7 @@ TITLES = {
 }
 #: works of vmkeep alone: states of a repository, whose newest point is restored
 AGES = {
-    "age": "Restores of a disk that is written all over, 64 blocks of 4 KiB for each point",
+    "age": f"Restores of a disk that is written all over, {BLOCKS} blocks of 4 KiB for each point",
     "points": "Restores of a disk with few and with many points, 4 blocks of 4 KiB written for each",
 }
 NOTES = {
@@ -43,9 +43,10 @@ NOTES = {
     "check": "From the disk.",
     "limits": "b3sum on two threads over the image, over a copy without its holes (b3sum-data), and on one thread over the "
     "image (b3sum-1): from the page cache. nbdcopy and dd: from the disk, synced at the end, as a restore is.",
-    "live": "The domain's image is in the page cache. nbdcopy syncs at the end.",
+    "live": "The domain's image is in the page cache. nbdcopy syncs at the end. virtnbdbackup does not compress, as by default: "
+    "nothing would be gained here.",
     "several": "From the disk.",
-    "writes": "MiB: what the repository grew by. Beside backup programs: the blocks that have changed, in disk order in one "
+    "writes": "MiB: what the repository grew by. virtnbdbackup compresses (-z). Beside backup programs: the blocks that have changed, in disk order in one "
     "stream; and every piece of 64 KiB that QEMU's bitmap calls dirty, each for itself.",
 }
 #: work, what is compared, with whom, the goal for vmkeep's part of it
@@ -110,7 +111,8 @@ def table(figures, work):
         wall, cpu, rss, size = (figures.median(work, tool, what) for what in ("wall", "cpu", "rss", "size"))
         every = figures.values(work, tool, "wall")
         row += [f"{wall:.2f}", f"{min(every):.2f}–{max(every):.2f}", f"{cpu:.2f}", f"{rss:.0f}"]
-        row.append("" if size is None else f"{size / MIB:.1f}")
+        # what is nearly nothing is told apart too
+        row.append("" if size is None else f"{size / MIB:.1f}" if size >= MIB or size == 0 else f"{size / MIB:.4f}")
         for what, value in (("wall", wall), ("cpu", cpu), ("size", size)):
             ours = figures.median(work, "vmkeep", what)
             row.append(f"{value / ours:.2f}" if ours and value is not None else "")
@@ -187,7 +189,7 @@ def relative(rows, what, against, goal, ours, theirs):
 
 def large(facts):
     """All that benches/scale has measured."""
-    return facts.get("index", []) + facts.get("scale", []) + facts.get("year", [])
+    return [figure for part in ("index", "metadata", "scale", "year") for figure in facts.get(part, [])]
 
 
 def scale_rows(facts):
@@ -196,7 +198,7 @@ def scale_rows(facts):
     if not figures:
         return []
     rows = [f"| {figure['name']} | {figure['value']:.4g} {figure['unit']} |" for figure in figures]
-    title = ["### Large repositories", "", "From `cargo bench --bench scale`.", "", "| | |", "|---|---|"]
+    title = ["### Large repositories", "", "From `cargo bench --bench scale -- index disk metadata repack year`.", "", "| | |", "|---|---|"]
     return [*title, *rows, "", *each_point_rows(facts)]
 
 
@@ -326,7 +328,7 @@ def limit_rows(figures, facts):
             "name them.",
             "",
         ]
-    for figure in facts.get("scale", []):
+    for figure in facts.get("metadata", []):
         of_one = re.search(r"of 1 scattered writes: metadata", figure["name"])
         if of_one and figure["goal"] and figure["value"] > figure["goal"]:
             rows += [
@@ -379,7 +381,10 @@ def write(results):
         f"* data: {len(data.get('fleet', []))} images of {data.get('virtual', 0) >> 30} GiB ({', '.join(data.get('fleet', []))}), "
         f"{data.get('steps', 0)} later states of db",
         *(f"* {tool}: {version}" for tool, version in facts.get("versions", {}).items()),
-        "* load of the machine when each part began: " + ", ".join(f"{part} {load:.1f}" for part, load in facts.get("load", {}).items()),
+        "* code, rounds and load of the machine when each part began: " + ", ".join(
+            f"{part} {facts.get('code', {}).get(part, 'unknown')}, {facts.get('rounds', {}).get(part, 'unknown')}, {load:.1f}"
+            for part, load in facts.get("load", {}).items()
+        ),
         *caches(facts),
         "",
         "## Goals",
@@ -402,6 +407,11 @@ def write(results):
     for work in AGES:
         if figures.tools(work):
             lines += age_table(figures, facts, work)
+            if work == "age":
+                lines += [
+                    "A full beside old points stores nothing twice, but cuts anew what lies in pieces of less than 8 KiB on "
+                    "average; a prune puts together what it keeps of packs.", "",
+                ]
     lines += stages.rows(facts)
     lines += scale_rows(facts)
     return "\n".join(lines).rstrip() + "\n"

@@ -18,7 +18,7 @@ from lab import HistoryDomain, Lab
 from meter import Failed, Results, cold, output, say
 from tools import Vmkeep, VmkeepFile, peers
 
-PARTS = ["history", "live", "writes", "age", "profile", "index", "scale", "year"]
+PARTS = ["history", "live", "writes", "age", "profile", "index", "metadata", "scale", "year"]
 
 
 def history(options, results, lab, folder):
@@ -111,12 +111,17 @@ def index(options, results, lab, folder):
     shutil.rmtree(place)
 
 
+def metadata(options, results, lab, folder):
+    place = os.path.join(folder, "metadata")
+    results.facts["metadata"] = large(options, place, ["metadata"])
+    results.save()
+    shutil.rmtree(place)
+
+
 def scale(options, results, lab, folder):
     """The large disk; how soon the program begins with as many points."""
     place = os.path.join(folder, "scale")
-    # one after the other: each fills most of the room that there is
-    results.facts["scale"] = large(options, place, ["metadata"])
-    results.facts["scale"] += large(options, place, ["disk"])
+    results.facts["scale"] = large(options, place, ["disk"])
     results.save()
     shutil.rmtree(place)
 
@@ -126,6 +131,17 @@ def year(options, results, lab, folder):
     results.facts["year"] = large(options, place, ["year"])
     results.save()
     shutil.rmtree(place)
+
+
+def code():
+    """Which commit is measured."""
+    git = ["git", "-C", os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))]
+    try:
+        commit = output([*git, "log", "-1", "--format=%h"]).strip()
+        changed = output([*git, "status", "--porcelain", "--", "src", "benches/scale", "Cargo.lock"]).strip()
+    except (Failed, OSError):
+        return "no commit"
+    return commit + (" and changes" if changed else "")
 
 
 def main():
@@ -146,11 +162,13 @@ def main():
     # a short path: unix sockets live below it
     lab = Lab(options.lab, tempfile.mkdtemp(prefix="vmkb-", dir="/tmp"))
     os.chmod(lab.folder, 0o711)
-    parts = dict(zip(PARTS, [history, live, scattered, aged, profile, index, scale, year]))
+    parts = dict(zip(PARTS, [history, live, scattered, aged, profile, index, metadata, scale, year]))
     try:
         lab.start()
         for part in options.parts or PARTS:
             # what else is at work makes figures worse: the reader has to know
+            results.facts["code"] = {**results.facts.get("code", {}), part: code()}
+            results.facts["rounds"] = {**results.facts.get("rounds", {}), part: options.rounds}
             results.facts["load"] = {**results.facts.get("load", {}), part: os.getloadavg()[0]}
             results.facts["cold"] = {**results.facts.get("cold", {}), part: cold()}
             parts[part](options, results, lab, options.work)

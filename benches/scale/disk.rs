@@ -1,4 +1,4 @@
-//! A disk of which every 16th part holds something that is nowhere twice, and a storage that does not keep all of it.
+//! A disk that holds here and there something that is nowhere twice, and a storage that does not keep all of it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
@@ -19,6 +19,7 @@ use vmkeep::storage::{Listed, Storage};
 use super::Random;
 
 pub const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 /// What QEMU's bitmaps count in.
 const GRANULE: u64 = 65536;
@@ -139,11 +140,13 @@ impl Storage for Hollow {
     }
 }
 
-/// A disk of which every 16th part holds something that is nowhere twice.
+/// A disk that holds here and there something that is nowhere twice.
 pub struct Sparse {
     /// Bytes.
     len: u64,
     data: RangeSet,
+    /// What later points write to.
+    hot: Vec<ByteRange>,
     /// How often blocks were written again.
     versions: BTreeMap<u64, u64>,
     /// How often the first granule of every MiB was.
@@ -154,10 +157,23 @@ pub struct Sparse {
 }
 
 impl Sparse {
+    /// A disk of which every 16th GiB holds data.
     pub fn new(gib: u64, len: u64) -> Self {
         let run = |n: u64| ByteRange::new(n * 16 * GIB, GIB).unwrap();
         let data = (0..gib).map(run).collect();
-        Self { len, data, versions: BTreeMap::new(), rounds: 0, dirty: None, is_thin: false }
+        let hot = (0..gib).filter(|n| is_hot(*n, gib)).map(run).collect();
+        Self { len, data, hot, versions: BTreeMap::new(), rounds: 0, dirty: None, is_thin: false }
+    }
+
+    /// A disk with a block of data in every MiB, so that no node of its map is thin, and `full` of the MiB full: evenly apart,
+    /// and what later points write to. Its content is thin.
+    pub fn spread(full: u64, len: u64) -> Self {
+        let hot: Vec<ByteRange> = (0..full).map(|n| ByteRange::new(len / full * n, MIB).unwrap()).collect();
+        let blocks = (0..len / MIB).map(|n| ByteRange::new(n * MIB, BLOCK).unwrap());
+        let mut data: Vec<ByteRange> = hot.iter().copied().chain(blocks).collect();
+        data.sort_unstable();
+        let data = data.into_iter().collect();
+        Self { len, data, hot, versions: BTreeMap::new(), rounds: 0, dirty: None, is_thin: true }
     }
 
     /// Writes the first granule of every MiB.
@@ -167,26 +183,18 @@ impl Sparse {
         self.dirty = Some(starts.map(|start| ByteRange::new(start, GRANULE).unwrap()).collect());
     }
 
-    /// Returns true for a run of the data that later points write to: every 64th of 1024.
-    fn is_hot(&self, run: u64) -> bool {
-        let stride = (self.data.iter().count() as u64 / HOT_RUNS).max(1);
-        run % stride == stride - 1
-    }
-
     /// Has the content of packs kept while they may hold what later points write to. What is put was read a while before.
     fn choose_what_is_kept(&self, position: u64) {
-        let (run, offset) = (position / (16 * GIB), position % (16 * GIB));
-        let is_behind = run > 0 && self.is_hot(run - 1) && offset < GIB / 4;
-        KEEPS_CONTENT.store(self.is_hot(run) || is_behind, Ordering::SeqCst);
+        let is_near = |run: &ByteRange| run.start() <= position && position < run.end() + 15 * GIB + GIB / 4;
+        KEEPS_CONTENT.store(self.hot.iter().any(is_near), Ordering::SeqCst);
     }
 
     /// Writes blocks of 4 KiB anywhere in the hot runs.
     pub fn write(&mut self, count: u64, random: &mut Random) {
-        let runs: Vec<u64> = (0..self.data.iter().count() as u64).filter(|run| self.is_hot(*run)).collect();
         let mut dirty = Vec::new();
         for _ in 0..count {
-            let run = runs[(random.next() % runs.len() as u64) as usize];
-            let at = run * 16 * GIB + random.next() % (GIB / BLOCK) * BLOCK;
+            let run = self.hot[(random.next() % self.hot.len() as u64) as usize];
+            let at = run.start() + random.next() % (run.len() / BLOCK) * BLOCK;
             *self.versions.entry(at / BLOCK).or_default() += 1;
             dirty.push(ByteRange::new(at / GRANULE * GRANULE, GRANULE).unwrap());
         }
@@ -213,6 +221,12 @@ impl Sparse {
         }
         bytes
     }
+}
+
+/// Returns true for a run of the data that later points write to: every 64th of 1024.
+fn is_hot(run: u64, runs: u64) -> bool {
+    let stride = (runs / HOT_RUNS).max(1);
+    run % stride == stride - 1
 }
 
 /// Returns a byte for each bit, 0 or 1.

@@ -53,13 +53,14 @@ use share::Share;
 pub use catalog::{Catalog, PointEntry};
 pub use compare::is_zero;
 
+// what these were measured against is in docs/parameters.md
+
 /// Bytes of a disk that one manifest leaf covers in a new repository. A changed block rewrites its leaf (about
-/// 1.2 KiB) and one node of half a KiB per level; larger leaves make that dearer, smaller ones cut more chunks short.
+/// 1 KiB) and a node of a quarter of that per level; larger leaves make that dearer, smaller ones cut more chunks short.
 const LEAF_LEN: u64 = 1 << 20;
 /// Children of an inner node in a new repository.
-const FANOUT: u32 = 16;
-/// Plaintext of a frame of data in a new repository, bytes: chunks compress together, and are read together. Of servers'
-/// disks twice as much saves 0.5 % more, half as much costs 1.3 %.
+const FANOUT: u32 = 8;
+/// Plaintext of a frame of data in a new repository, bytes: chunks compress together, and are read together.
 const FRAME_TARGET_LEN: u32 = 1 << 20;
 /// Length of a pack in a new repository, bytes.
 const PACK_TARGET_LEN: u64 = 32 << 20;
@@ -122,13 +123,18 @@ impl Default for Timing {
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
     pub cutter: CutterParams,
+    /// Bytes of a disk that one manifest leaf covers: a power of two.
+    pub leaf_len: u64,
+    /// Children of an inner node: a power of two.
+    pub fanout: u32,
     /// zstd level of data frames.
     pub zstd_level: i32,
 }
 
 impl Default for CreateOptions {
     fn default() -> Self {
-        Self { cutter: CutterParams::default(), zstd_level: DEFAULT_ZSTD_LEVEL }
+        let (cutter, zstd_level) = (CutterParams::default(), DEFAULT_ZSTD_LEVEL);
+        Self { cutter, leaf_len: LEAF_LEN, fanout: FANOUT, zstd_level }
     }
 }
 
@@ -188,8 +194,8 @@ impl Repository {
             plain_id_key: Some(random()?),
             created_ms: (environment.now_ms)(),
             cutter: options.cutter,
-            leaf_len: LEAF_LEN,
-            fanout: FANOUT,
+            leaf_len: options.leaf_len,
+            fanout: options.fanout,
             frame_target_len: FRAME_TARGET_LEN,
             pack_target_len: PACK_TARGET_LEN,
             zstd_level: options.zstd_level,

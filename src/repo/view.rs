@@ -234,11 +234,12 @@ impl View {
     /// Returns true if a chunk is there as far as is known: readable, not recorded as damaged. A prune may be about to
     /// move it. Whoever has not looked at all packs ([`View::pack_lens`]) asks [`View::check_looks`] afterwards.
     pub fn is_good(&self, id: &ChunkId, location: &Location) -> bool {
-        let holds = self.holds(location).unwrap_or_else(|error| {
-            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            false
-        });
-        holds && !self.is_condemned(location.pack, id)
+        // what is condemned need not be looked at, and may be where nothing can be
+        !self.is_condemned(location.pack, id)
+            && self.holds(location).unwrap_or_else(|error| {
+                *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                false
+            })
     }
 
     /// Returns true if a prune has marked the pack.
