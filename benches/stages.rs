@@ -298,7 +298,7 @@ const LEAF: u64 = MIB;
 const LEAVES: u64 = 65_536;
 
 fn geometry() -> Geometry {
-    Geometry::new(LEAF, 16).unwrap()
+    Geometry::new(LEAF, CreateOptions::default().fanout).unwrap()
 }
 
 fn leaf(number: u64, salt: u64) -> Vec<LeafEntry> {

@@ -176,19 +176,26 @@ class Live:
             for _ in range(self.size // MIB):
                 out.write(source.read(MIB))
         self.domain.start(raw)
+        turns = [self.turn_of_vmkeep, self.nbdcopy, self.turn_of_virtnbdbackup]
         for number in range(rounds):
-            self.full(self.vmkeep, "full", number, raw)
-            self.idle(number)
-            self.domain.forget_checkpoints()
-            self.nbdcopy(number, raw)
-            try:
-                self.full(self.virtnbdbackup, "copy", number, raw)
-            except (Failed, OSError) as error:
-                say(f"virtnbdbackup: {error}")
+            first = number % len(turns)
+            for turn in turns[first:] + turns[:first]:
+                turn(number, raw)
         self.domain.remove()
         shutil.rmtree(self.vmkeep.root)
         shutil.rmtree(self.virtnbdbackup.root)
         os.unlink(raw)
+
+    def turn_of_vmkeep(self, number, raw):
+        self.full(self.vmkeep, "full", number, raw)
+        self.idle(number)
+        self.domain.forget_checkpoints()
+
+    def turn_of_virtnbdbackup(self, number, raw):
+        try:
+            self.full(self.virtnbdbackup, "copy", number, raw)
+        except (Failed, OSError) as error:
+            say(f"virtnbdbackup: {error}")
 
     def full(self, tool, level, number, raw):
         tool.reset()

@@ -29,7 +29,8 @@ class Writes:
         before, after = (os.path.join(self.folder, f"writes.{name}.raw") for name in ("before", "after"))
         offsets = self.make(before, after)
         for number in range(rounds):
-            for tool in self.tools:
+            first = number % len(self.tools)
+            for tool in self.tools[first:] + self.tools[:first]:
                 try:
                     self.increment(tool, number, before, after, offsets)
                 except (Failed, OSError) as error:
