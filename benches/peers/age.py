@@ -41,8 +41,8 @@ class Aging:
         self.random, self.text = random.Random(seed), Text(seed)
         self.states, self.increments, self.truth = [], [], None
 
-    def begin(self, raw):
-        """The first point: a full of a disk that holds what `raw` does."""
+    def begin(self, raw, blocks):
+        """The first point: a full of a disk that holds what `raw` does; `blocks` are written before each that follows."""
         shutil.rmtree(self.folder, ignore_errors=True)
         os.makedirs(self.folder)
         self.vmkeep = Vmkeep(self.folder, self.program, self.domain)
@@ -51,13 +51,17 @@ class Aging:
         self.results.facts[self.work] = {}
         self.ranges = data_ranges(raw)
         held = sum(end - start for start, end in self.ranges) / MIB
-        self.results.facts[self.work + ".disk"] = f"{os.path.basename(raw)}, {held:.0f} MiB of data"
+        self.results.facts[self.work + ".disk"] = (
+            f"{os.path.basename(raw)}, {held:.0f} MiB of data; {blocks} blocks of 4 KiB written before each point"
+        )
+        self.blocks = blocks
         self.domain.start(raw)
         self.vmkeep.domain_backup("full")
         self.points = 1
 
-    def increment_to(self, point, blocks):
-        """Increments of so many blocks each, until the domain has `point` points."""
+    def increment_to(self, point):
+        """Increments, until the domain has `point` points."""
+        blocks = self.blocks
         while self.points < point:
             offsets = scattered(self.random, self.ranges, blocks)
             self.domain.write_now(offsets, [self.text.take(BLOCK) for _ in offsets])
@@ -160,9 +164,9 @@ def count_reads(trace, packs):
 def fragments(lab, program, folder, results, raw, marks):
     """Writes all over the disk; then what heals it: prune, and a new full."""
     aging = Aging(lab, program, folder, results, "age", seed=5)
-    aging.begin(raw)
+    aging.begin(raw, BLOCKS)
     for point in marks:
-        aging.increment_to(point, BLOCKS)
+        aging.increment_to(point)
         aging.keep(f"point {point}")
     aging.keep_with_full("a full after that, nothing pruned")
     aging.forget_all_but(3)
@@ -178,8 +182,8 @@ def fragments(lab, program, folder, results, raw, marks):
 def many_points(lab, program, folder, results, raw, marks):
     """A few blocks for each point: the number of points alone should not matter."""
     aging = Aging(lab, program, folder, results, "points", seed=6)
-    aging.begin(raw)
+    aging.begin(raw, 4)
     for point in marks:
-        aging.increment_to(point, 4)
+        aging.increment_to(point)
         aging.keep(f"point {point}")
     aging.restore()

@@ -7,7 +7,7 @@ import re
 import statistics
 
 import stages
-from age import BLOCKS, FRESH
+from age import FRESH
 from meter import MIB
 from writes import CHANGED, FIXED
 
@@ -28,8 +28,8 @@ TITLES = {
 }
 #: works of vmkeep alone: states of a repository, whose newest point is restored
 AGES = {
-    "age": f"Restores of a disk that is written all over, {BLOCKS} blocks of 4 KiB for each point",
-    "points": "Restores of a disk with few and with many points, 4 blocks of 4 KiB written for each",
+    "age": "Restores of a disk that is written all over before each point",
+    "points": "Restores of a disk with few and with many points, little written before each",
 }
 NOTES = {
     "next": "Each state from the disk. vmkeep: out of a domain, by QEMU's dirty bitmaps, libvirt's jobs included. "
