@@ -104,33 +104,15 @@ def large(options, place, parts):
     return figures
 
 
-def index(options, results, lab, folder):
-    place = os.path.join(folder, "index")
-    results.facts["index"] = large(options, place, ["index", "repack"])
-    results.save()
-    shutil.rmtree(place)
+def large_alone(part, *names):
+    """A part that these parts of benches/scale are."""
+    def run(options, results, lab, folder):
+        place = os.path.join(folder, part)
+        results.facts[part] = large(options, place, names)
+        results.save()
+        shutil.rmtree(place)
 
-
-def metadata(options, results, lab, folder):
-    place = os.path.join(folder, "metadata")
-    results.facts["metadata"] = large(options, place, ["metadata"])
-    results.save()
-    shutil.rmtree(place)
-
-
-def scale(options, results, lab, folder):
-    """The large disk; how soon the program begins with as many points."""
-    place = os.path.join(folder, "scale")
-    results.facts["scale"] = large(options, place, ["disk"])
-    results.save()
-    shutil.rmtree(place)
-
-
-def year(options, results, lab, folder):
-    place = os.path.join(folder, "year")
-    results.facts["year"] = large(options, place, ["year"])
-    results.save()
-    shutil.rmtree(place)
+    return run
 
 
 def code():
@@ -162,7 +144,11 @@ def main():
     # a short path: unix sockets live below it
     lab = Lab(options.lab, tempfile.mkdtemp(prefix="vmkb-", dir="/tmp"))
     os.chmod(lab.folder, 0o711)
-    parts = dict(zip(PARTS, [history, live, scattered, aged, profile, index, metadata, scale, year]))
+    alone = [
+        large_alone("index", "index", "repack"), large_alone("metadata", "metadata"), large_alone("scale", "disk"),
+        large_alone("year", "year"),
+    ]
+    parts = dict(zip(PARTS, [history, live, scattered, aged, profile, *alone]))
     try:
         lab.start()
         for part in options.parts or PARTS:

@@ -145,7 +145,7 @@ pub struct Sparse {
     /// Bytes.
     len: u64,
     data: RangeSet,
-    /// What later points write to.
+    /// What later points write to, in order.
     hot: Vec<ByteRange>,
     /// How often blocks were written again.
     versions: BTreeMap<u64, u64>,
@@ -185,8 +185,11 @@ impl Sparse {
 
     /// Has the content of packs kept while they may hold what later points write to. What is put was read a while before.
     fn choose_what_is_kept(&self, position: u64) {
-        let is_near = |run: &ByteRange| run.start() <= position && position < run.end() + 15 * GIB + GIB / 4;
-        KEEPS_CONTENT.store(self.hot.iter().any(is_near), Ordering::SeqCst);
+        // the next run begins 15 GiB behind the end of one
+        let is_near = |run: &ByteRange| position < run.end() + 15 * GIB + GIB / 4;
+        let before = self.hot.partition_point(|run| run.start() <= position);
+        let last = before.checked_sub(1).and_then(|at| self.hot.get(at));
+        KEEPS_CONTENT.store(last.is_some_and(is_near), Ordering::SeqCst);
     }
 
     /// Writes blocks of 4 KiB anywhere in the hot runs.

@@ -1,17 +1,17 @@
 //! Large repositories: a disk of 16 TiB with 1 TiB of data and 1,000 points, the metadata of few writes on a disk of 1 TiB,
 //! an index of 16 million chunks, a prune that writes every pack anew, and a year of a hundred domains.
 //!
-//! `cargo bench --bench scale -- [index] [disk] [metadata] [repack] [year]` prints a line of JSON for each figure. Everything is done for real,
-//! content is made, cut, hashed, compressed and checked, but that of the large disk's data packs is not kept: there is no
-//! place for it. Kept is that of 16 runs of 1 GiB, spread over the disk, which is where later points write: an increment
-//! compares what it reads with what was there. `repack` keeps everything. Of the year all points but the first ones and those
-//! that are measured are made up.
+//! `cargo bench --bench scale -- [index] [disk] [metadata] [repack] [year]` prints a line of JSON for each figure. Everything
+//! is done for real, content is made, cut, hashed, compressed and checked, but that of the large disk's data packs is not
+//! kept: there is no place for it. Kept is that of 16 runs of 1 GiB, spread over the disk, which is where later points write:
+//! an increment compares what it reads with what was there. `metadata` and `repack` keep everything. Of the year all points but
+//! the first ones and those that are measured are made up.
 //!
 //! `VMKEEP_SCALE_GIB` data of the disk (default 1024), `VMKEEP_SCALE_POINTS` (1000), `VMKEEP_SCALE_CHUNKS` of the index in
 //! millions (16), `VMKEEP_SCALE_REPACK_GIB` data of what is repacked (32), `VMKEEP_SCALE_DIR` where it is kept (a temporary
 //! directory; 32 GiB at the default sizes; a large disk that has its first point there already is gone on with),
 //! `VMKEEP_SCALE_DOMAINS` domains of the year (100), `VMKEEP_SCALE_PROGRAM` a vmkeep whose start beside all points is measured
-//! (none).
+//! (none), `VMKEEP_SCALE_LEAF` bytes of a leaf and `VMKEEP_SCALE_FANOUT` children of an inner node (those of a new repository).
 
 mod disk;
 mod year;
