@@ -1,8 +1,10 @@
 //! Reading a whole disk of a point: several batches at once, every chunk checked against its id.
 
+mod scattered;
+
 use std::sync::Mutex;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::error::{Context, Error, Result};
 use crate::extent::{ByteRange, RangeSet};
@@ -11,9 +13,10 @@ use crate::format::point::Manifest;
 use crate::id::ChunkId;
 use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::Monitor;
-use crate::repo::Repository;
 use crate::repo::reader::{ChunkBytes, ChunkReader};
 use crate::source::READ_WINDOW;
+pub(super) use scattered::Limits;
+use scattered::{ReadBatch, Scattered};
 
 /// Disk content in one batch of look-ups, bytes.
 const BATCH_LEN: u64 = 4 << 20;
@@ -54,6 +57,13 @@ pub enum OnDamage {
     Zero,
 }
 
+impl OnDamage {
+    /// Goes on where content is lost, or fails with what it is lost by.
+    fn tolerate(self, error: Error) -> Result<()> {
+        if self == Self::Fail || !error.is_damage() { Err(error) } else { Ok(()) }
+    }
+}
+
 /// What was read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct DiskRead {
@@ -66,9 +76,21 @@ pub(super) struct DiskRead {
 /// A piece of a disk.
 type Piece = (ByteRange, EntryRef);
 
+/// What a worker takes up.
+enum Batch {
+    ToRead(Vec<Piece>),
+    Read(ReadBatch),
+}
+
+/// Returns a piece's content, which begins at byte `start` of its chunk.
+fn part_of(chunk: Result<ChunkBytes>, range: ByteRange, id: ChunkId, start: usize) -> Result<ChunkBytes> {
+    let chunk = chunk.context(|| format!("bytes {range} cannot be read"))?;
+    let part = chunk.part(start, usize::try_from(range.len()).unwrap_or(usize::MAX));
+    part.ok_or_else(|| Error::Damaged(format!("bytes {range} are beyond the end of chunk {id}")))
+}
+
 /// Reads a disk into a sink; the first failure ends it.
 pub(super) fn read_disk(
-    repository: &Repository,
     reader: &ChunkReader<'_>,
     manifest: &Manifest,
     sink: &dyn Sink,
@@ -76,10 +98,23 @@ pub(super) fn read_disk(
     monitor: &dyn Monitor,
     advance: &(dyn Fn(u64) + Sync),
 ) -> Result<DiskRead> {
+    read_disk_by(reader, manifest, sink, on_damage, monitor, advance, Limits::default())
+}
+
+/// As [`read_disk`], with a word on what is scattered.
+pub(super) fn read_disk_by(
+    reader: &ChunkReader<'_>,
+    manifest: &Manifest,
+    sink: &dyn Sink,
+    on_damage: OnDamage,
+    monitor: &dyn Monitor,
+    advance: &(dyn Fn(u64) + Sync),
+    limits: Limits,
+) -> Result<DiskRead> {
     let failure: Mutex<Option<Error>> = Mutex::new(None);
     let missing: Mutex<Vec<ByteRange>> = Mutex::new(Vec::new());
     let result = std::thread::scope(|scope| {
-        let (sender, receiver) = bounded::<Vec<Piece>>(BATCH_QUEUE);
+        let (sender, receiver) = bounded::<Batch>(BATCH_QUEUE);
         for _ in 0..std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(1, 16) {
             let mut worker = Worker {
                 reader,
@@ -114,14 +149,16 @@ pub(super) fn read_disk(
             on_damage,
             monitor,
             sender: &sender,
+            scattered: Scattered::new(reader, on_damage, monitor, limits),
             batch: Vec::new(),
             batch_len: 0,
             position: 0,
             data_bytes: 0,
         };
-        let walked = walk(repository.geometry(), manifest, reader, &mut batches)
+        let walked = walk(reader.geometry(), manifest, reader, &mut batches)
             .and_then(|()| batches.zero_until(manifest.size))
-            .and_then(|()| batches.send());
+            .and_then(|()| batches.send())
+            .and_then(|()| batches.send_scattered());
         if walked.is_err() {
             sink.stop();
         }
@@ -136,21 +173,35 @@ pub(super) fn read_disk(
 }
 
 /// Collects what the walk meets into batches; absent subtrees are zeroes.
-struct Batches<'a> {
+struct Batches<'a, 'r> {
     on_damage: OnDamage,
     monitor: &'a dyn Monitor,
-    sender: &'a crossbeam_channel::Sender<Vec<Piece>>,
+    sender: &'a Sender<Batch>,
+    scattered: Scattered<'a, 'r>,
     batch: Vec<Piece>,
     batch_len: u64,
     position: u64,
     data_bytes: u64,
 }
 
-impl Batches<'_> {
+impl Batches<'_, '_> {
     fn send(&mut self) -> Result<()> {
         self.batch_len = 0;
+        let batch = std::mem::take(&mut self.batch);
+        if !self.scattered.wants(&batch)? {
+            return self.hand_over(Batch::ToRead(batch));
+        }
+        self.scattered.push(batch);
+        if self.scattered.is_full() { self.send_scattered() } else { Ok(()) }
+    }
+
+    fn send_scattered(&mut self) -> Result<()> {
+        self.scattered.read()?.into_iter().try_for_each(|batch| self.hand_over(Batch::Read(batch)))
+    }
+
+    fn hand_over(&self, batch: Batch) -> Result<()> {
         // the workers are gone only after a failure, which is in its slot
-        self.sender.send(std::mem::take(&mut self.batch)).map_err(|_| Error::Cancelled)
+        self.sender.send(batch).map_err(|_| Error::Cancelled)
     }
 
     fn push(&mut self, range: ByteRange, entry: EntryRef) -> Result<()> {
@@ -182,7 +233,7 @@ impl Batches<'_> {
     }
 }
 
-impl Visitor for Batches<'_> {
+impl Visitor for Batches<'_, '_> {
     fn node(&mut self, _node: NodeAt) -> Result<bool> {
         self.monitor.check()?;
         Ok(true)
@@ -219,27 +270,42 @@ struct Worker<'a, 'r> {
 }
 
 impl Worker<'_, '_> {
-    fn run(&mut self, batches: &Receiver<Vec<Piece>>) -> Result<()> {
+    fn run(&mut self, batches: &Receiver<Batch>) -> Result<()> {
         for batch in batches {
             self.monitor.check()?;
-            for (range, entry) in &batch {
-                match entry {
-                    EntryRef::Zero => self.sink.zero(*range)?,
-                    EntryRef::Unreadable => {
-                        let what =
-                            "could not be recovered when this point was repaired, or their map is lost";
-                        self.lost(*range, Error::Damaged(format!("bytes {range} {what}")))?;
-                    }
-                    EntryRef::Chunk { id, offset } => {
-                        let chunk = self.read(*id, *range, *offset);
-                        self.chunk(*range, *id, *offset as usize, chunk)?;
-                    }
-                }
-                (self.advance)(range.len());
+            match batch {
+                Batch::ToRead(pieces) => self.read_and_write(&pieces)?,
+                Batch::Read(batch) => self.write(batch)?,
             }
-            self.write_gathered()?;
         }
         Ok(())
+    }
+
+    fn write(&self, batch: ReadBatch) -> Result<()> {
+        // content may have to wait for what is before it
+        batch.zeroes.into_iter().try_for_each(|range| self.sink.zero(range))?;
+        batch.lost.into_iter().try_for_each(|range| self.lost(range, unreadable(range)))?;
+        self.sink.write(batch.contents)?;
+        (self.advance)(batch.len);
+        Ok(())
+    }
+
+    fn read_and_write(&mut self, pieces: &[Piece]) -> Result<()> {
+        for (range, entry) in pieces {
+            match entry {
+                EntryRef::Zero => self.sink.zero(*range)?,
+                EntryRef::Unreadable => self.lost(*range, unreadable(*range))?,
+                EntryRef::Chunk { id, offset } => {
+                    let chunk = self.read(*id, *range, *offset);
+                    match part_of(chunk, *range, *id, *offset as usize) {
+                        Ok(bytes) => self.gather(*range, bytes)?,
+                        Err(error) => self.lost(*range, error)?,
+                    }
+                }
+            }
+            (self.advance)(range.len());
+        }
+        self.write_gathered()
     }
 
     fn read(&mut self, id: ChunkId, range: ByteRange, offset: u32) -> Result<ChunkBytes> {
@@ -277,47 +343,32 @@ impl Worker<'_, '_> {
         (self.copied, self.held_len) = (self.gathered.len(), self.gathered_len);
     }
 
-    fn chunk(
-        &mut self,
-        range: ByteRange,
-        id: ChunkId,
-        start: usize,
-        chunk: Result<ChunkBytes>,
-    ) -> Result<()> {
-        let chunk = match chunk.context(|| format!("bytes {range} cannot be read")) {
-            Ok(chunk) => chunk,
-            Err(error) => return self.lost(range, error),
-        };
-        let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
-        match chunk.part(start, len) {
-            Some(bytes) => {
-                self.gathered_len += bytes.len();
-                self.held_len += bytes.held_beside(self.gathered.last().map(|last| &last.bytes));
-                self.gathered.push(DiskBytes { offset: range.start(), bytes });
-                let at_leaf = range.end().is_multiple_of(READ_WINDOW);
-                let enough = self.gathered_len >= if at_leaf { WRITE_LEN / 2 } else { 2 * WRITE_LEN };
-                if enough {
-                    return self.write_gathered();
-                }
-                if self.held_len >= HELD_LEN {
-                    self.copy_gathered();
-                }
-                Ok(())
-            }
-            None => {
-                let what = format!("bytes {range} are beyond the end of chunk {id}");
-                self.lost(range, Error::Damaged(what))
-            }
+    fn gather(&mut self, range: ByteRange, bytes: ChunkBytes) -> Result<()> {
+        self.gathered_len += bytes.len();
+        self.held_len += bytes.held_beside(self.gathered.last().map(|last| &last.bytes));
+        self.gathered.push(DiskBytes { offset: range.start(), bytes });
+        let at_leaf = range.end().is_multiple_of(READ_WINDOW);
+        let enough = self.gathered_len >= if at_leaf { WRITE_LEN / 2 } else { 2 * WRITE_LEN };
+        if enough {
+            return self.write_gathered();
         }
+        if self.held_len >= HELD_LEN {
+            self.copy_gathered();
+        }
+        Ok(())
     }
 
     fn lost(&self, range: ByteRange, error: Error) -> Result<()> {
-        if self.on_damage == OnDamage::Fail || !error.is_damage() {
-            return Err(error);
-        }
+        self.on_damage.tolerate(error)?;
         if let Ok(mut missing) = self.missing.lock() {
             missing.push(range);
         }
         self.sink.zero(range)
     }
+}
+
+/// What the map of a disk says of a range that nobody can read.
+fn unreadable(range: ByteRange) -> Error {
+    let what = "could not be recovered when this point was repaired, or their map is lost";
+    Error::Damaged(format!("bytes {range} {what}"))
 }

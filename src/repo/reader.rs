@@ -19,7 +19,7 @@ use crate::format::node::{ChunkKind, Node};
 use crate::format::pack::FrameEntry;
 use crate::id::{ChunkId, PackId, RepositoryId, SegmentId};
 use crate::index::{Index, Location, MemoryIndex};
-use crate::manifest::NodeReader;
+use crate::manifest::{Geometry, NodeReader};
 
 /// Decoded nodes that a reader keeps; a leaf has about 2 KiB.
 const NODE_CACHE_COUNT: usize = 4096;
@@ -122,6 +122,11 @@ impl<'a> ChunkReader<'a> {
     /// Returns what it reads from.
     pub fn view(&self) -> &View {
         self.view
+    }
+
+    /// Returns how the manifests that it reads are divided into nodes.
+    pub fn geometry(&self) -> Geometry {
+        self.repository.geometry()
     }
 
     /// Returns the places from which each chunk can be read, in the order asked.

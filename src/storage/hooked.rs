@@ -1,4 +1,4 @@
-//! A storage for tests in which something happens at listings and puts.
+//! A storage for tests in which something happens at listings, reads and puts.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,14 +10,17 @@ use crate::format::name::{Folder, ObjectName};
 
 type BeforeList = dyn Fn(Folder) + Send + Sync;
 type OnList = dyn Fn(Folder, Vec<Listed>) -> Vec<Listed> + Send + Sync;
+type BeforeRead = dyn Fn(ObjectName) + Send + Sync;
 type BehindPut = dyn Fn(ObjectName) -> Result<()> + Send + Sync;
 
-/// Does something before each listing, with what was listed, and behind each put of a new object, before they return.
+/// Does something before each listing, with what was listed, before each read of a part, and behind each put of a new object,
+/// before they return.
 #[derive(Clone)]
 pub(crate) struct HookedStorage {
     inner: MemoryStorage,
     before_list: Arc<BeforeList>,
     on_list: Arc<OnList>,
+    before_read: Arc<BeforeRead>,
     behind_put: Arc<BehindPut>,
 }
 
@@ -28,6 +31,7 @@ impl HookedStorage {
             inner: inner.clone(),
             before_list: Arc::new(|_| {}),
             on_list: Arc::new(|_, listed| listed),
+            before_read: Arc::new(|_| {}),
             behind_put: Arc::new(|_| Ok(())),
         }
     }
@@ -38,6 +42,10 @@ impl HookedStorage {
 
     pub fn on_list(self, hook: impl Fn(Folder, Vec<Listed>) -> Vec<Listed> + Send + Sync + 'static) -> Self {
         Self { on_list: Arc::new(hook), ..self }
+    }
+
+    pub fn before_read(self, hook: impl Fn(ObjectName) + Send + Sync + 'static) -> Self {
+        Self { before_read: Arc::new(hook), ..self }
     }
 
     pub fn behind_put(self, hook: impl Fn(ObjectName) -> Result<()> + Send + Sync + 'static) -> Self {
@@ -70,6 +78,7 @@ impl Storage for HookedStorage {
     }
 
     fn get_range(&self, name: ObjectName, offset: u64, len: u64) -> Result<Vec<u8>> {
+        (self.before_read)(name);
         self.inner.get_range(name, offset, len)
     }
 

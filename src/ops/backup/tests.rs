@@ -15,7 +15,7 @@ use crate::format::session::SessionKind;
 use crate::id::PointId;
 use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::{Monitor, Recorder};
-use crate::ops::content::{DiskBytes, OnDamage, Sink, read_disk};
+use crate::ops::content::{DiskBytes, Limits, OnDamage, Sink, read_disk, read_disk_by};
 use crate::ops::levels::{self, disk_manifest, newest_manifest};
 use crate::ops::prune::{PruneOptions, prune};
 use crate::ops::record::{DiskJob, PointJob, record_point};
@@ -37,6 +37,7 @@ const BLOCK: u64 = 4096;
 const DOMAIN: &str = "model";
 
 mod model;
+mod scattered;
 mod together;
 
 static CLOCK: AtomicI64 = AtomicI64::new(1_000_000);
@@ -213,10 +214,12 @@ impl World {
                 record.disks.iter().map(|disk| (&disk.target, &disk.manifest, &*kept.contents[&disk.target]));
             let files = record.files.iter().map(|file| (&file.name, &file.manifest, NVRAM));
             for (name, manifest, content) in disks.chain(files) {
-                let sink = Buffer(Mutex::new(vec![0xee; content.len()]));
-                let fail = OnDamage::Fail;
-                read_disk(&self.repository, &reader, manifest, &sink, fail, &silent, &|_| {})?;
-                assert!(sink.0.into_inner().unwrap() == *content, "{name} of {}", kept.id);
+                for limits in [Limits::default(), Limits::TIGHT] {
+                    let sink = Buffer(Mutex::new(vec![0xee; content.len()]));
+                    let fail = OnDamage::Fail;
+                    read_disk_by(&reader, manifest, &sink, fail, &silent, &|_| {}, limits)?;
+                    assert!(sink.0.into_inner().unwrap() == *content, "{name} of {}", kept.id);
+                }
             }
         }
         Ok(())
@@ -644,8 +647,7 @@ fn pieces_that_come_from_all_over_are_written_together() {
     let reader = ChunkReader::new(&world.repository, &view);
     let sink = Counted(Buffer(Mutex::new(vec![0xee; LEN as usize])), AtomicUsize::new(0));
     let manifest = &report.record.disks[0].manifest;
-    read_disk(&world.repository, &reader, manifest, &sink, OnDamage::Fail, &Recorder::new(), &|_| {})
-        .unwrap();
+    read_disk(&reader, manifest, &sink, OnDamage::Fail, &Recorder::new(), &|_| {}).unwrap();
     assert!(*sink.0.0.lock().unwrap() == *world.content(0));
     // each piece is of another frame than the one before it; a MiB at a time is 8
     assert!(sink.1.into_inner() <= 16);

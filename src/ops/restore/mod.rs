@@ -128,7 +128,7 @@ pub fn restore(
             let data_bytes = data_len(repository, &reader, &disk.manifest, monitor)?;
             DiskRead { data_bytes, ..DiskRead::default() }
         } else {
-            restore_disk(repository, &reader, record, disk, &path, options, monitor)?
+            restore_disk(&reader, record, disk, &path, options, monitor)?
         };
         let (disk, size, data_bytes) = (disk.target.clone(), disk.manifest.size, read.data_bytes);
         let missing: Vec<(u64, u64)> =
@@ -149,7 +149,7 @@ pub fn restore(
         report.disks.push(RestoredDisk { disk, target: path, size, data_bytes, missing });
     }
     if let RestoreOutput::Directory(dir) = &options.output {
-        restore_side_files(repository, &reader, record, dir, options, monitor, &mut report)?;
+        restore_side_files(&reader, record, dir, options, monitor, &mut report)?;
     }
     Ok(report)
 }
@@ -207,7 +207,6 @@ fn settle_map(map: PathBuf, missing: &[(u64, u64)], force: bool) -> Result<Optio
 }
 
 fn restore_disk(
-    repository: &Repository,
     reader: &ChunkReader<'_>,
     record: &PointRecord,
     disk: &DiskRecord,
@@ -220,14 +219,13 @@ fn restore_disk(
     let task = monitor.start(&label, disk.manifest.size);
     let sink = Target(target.as_ref());
     let advance = |bytes| monitor.advance(task, bytes);
-    let written = read_disk(repository, reader, &disk.manifest, &sink, options.on_damage, monitor, &advance);
+    let written = read_disk(reader, &disk.manifest, &sink, options.on_damage, monitor, &advance);
     monitor.finish(task);
     let done = written.and_then(|read| target.finish(monitor).map(|()| read));
     done.context(|| format!("while restoring {label} to {}", path.display()))
 }
 
 fn restore_side_files(
-    repository: &Repository,
     reader: &ChunkReader<'_>,
     record: &PointRecord,
     dir: &Path,
@@ -250,7 +248,7 @@ fn restore_side_files(
         if !options.dry_run {
             let target = open_target(&path, file.manifest.size, ImageFormat::Raw, options.force, monitor)?;
             let sink = Target(target.as_ref());
-            let read = read_disk(repository, reader, &file.manifest, &sink, OnDamage::Fail, monitor, &|_| {});
+            let read = read_disk(reader, &file.manifest, &sink, OnDamage::Fail, monitor, &|_| {});
             match read.and_then(|_| target.finish(monitor)) {
                 Ok(()) => {}
                 Err(error) if options.on_damage == OnDamage::Zero && error.is_damage() => {

@@ -254,7 +254,7 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
     }
     points::verify_points(&scope, &reader, &points, &bad, monitor, &mut findings, &mut report)?;
     if options.level == VerifyLevel::Restore {
-        restored::restore_points(repository, &reader, &points, monitor, &mut findings, &mut report)?;
+        restored::restore_points(&reader, &points, monitor, &mut findings, &mut report)?;
     }
     report.findings = findings.0.into_values().collect();
     let damaged: BTreeSet<PointId> =

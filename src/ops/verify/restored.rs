@@ -13,8 +13,8 @@ use crate::format::name::ObjectName;
 use crate::id::PointId;
 use crate::monitor::Monitor;
 use crate::ops::content::{DiskBytes, OnDamage, Sink, read_disk};
+use crate::repo::PointEntry;
 use crate::repo::reader::ChunkReader;
-use crate::repo::{PointEntry, Repository};
 
 /// Zeroes hashed at once, bytes.
 const ZERO_LEN: u64 = 1 << 20;
@@ -33,7 +33,6 @@ pub struct RestoredHash {
 
 /// Restores every disk of the points, reading several batches at once.
 pub(super) fn restore_points(
-    repository: &Repository,
     reader: &ChunkReader<'_>,
     points: &[&PointEntry],
     monitor: &dyn Monitor,
@@ -47,7 +46,7 @@ pub(super) fn restore_points(
             let task = monitor.start(&label, manifest.size);
             let sink = Hash::new();
             let advance = |bytes| monitor.advance(task, bytes);
-            let read = read_disk(repository, reader, manifest, &sink, OnDamage::Fail, monitor, &advance);
+            let read = read_disk(reader, manifest, &sink, OnDamage::Fail, monitor, &advance);
             monitor.finish(task);
             match read.and_then(|_| sink.finish(manifest.size)) {
                 Ok(blake3) => report.restored.push(RestoredHash {
