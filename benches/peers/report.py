@@ -60,8 +60,12 @@ GOALS = [
     ("live", "wall", "virtnbdbackup", 1 / 3), ("live", "wall", "nbdcopy", 2.0), ("writes", "size", CHANGED, 1.3),
     ("writes", "size", "virtnbdbackup", 0.15), ("writes", "size", FIXED, 0.15),
 ]
-#: states of the disk that is written all over, whose restore is compared with that of the same disk in a new repository
-AGE_GOALS = [(r"point [1-9]\d\d?$", 3.0), (r"a full after that", 1.5), (r"all but the last 3 points forgotten, pruned$", 1.5)]
+#: states of the disk that is written all over, whose restore is compared with that of the same disk in a new repository: their
+#: names there; what is said where they are not there; goal
+AGE_GOALS = [
+    (r"point \d+$", "the last point", 3.0), (r"a full after that", "a full after that", 1.5),
+    (r"all but the last 3 points forgotten", "all but the last 3 points forgotten, pruned", 1.5),
+]
 #: figures of benches/scale that have goals: their names there; what is said where they are not there; goal, unit
 LARGE_GOALS = [
     (r"index of .*: rebuild", "Rebuild of an index of 4 million chunks", 10, "s"),
@@ -237,9 +241,9 @@ def goal_rows(figures, facts):
     first, last = (states[0], states[-1]) if len(states) > 1 else ("point 6", "point 500")
     walls = [figures.median("points", state, "wall") for state in (last, first)]
     relative(rows, f"Restore of a disk's last state, {last}", f"time, {first}", 1.1, *walls)
-    for pattern, goal in AGE_GOALS:
+    for pattern, otherwise, goal in AGE_GOALS:
         # of several it is the last: that one is the oldest
-        state = next((state for state in reversed(figures.tools("age")) if re.match(pattern, state)), pattern.rstrip("$"))
+        state = next((state for state in reversed(figures.tools("age")) if re.match(pattern, state)), otherwise)
         walls = [figures.median("age", label, "wall") for label in (state, FRESH)]
         relative(rows, f"Restore of a disk that is written all over before each point: {state}", "time, in a new repository", goal, *walls)
     idle, own = figures.median("idle", "vmkeep", "wall"), figures.median("idle", "libvirt", "wall")

@@ -2,7 +2,7 @@
 
 mod scattered;
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -11,18 +11,19 @@ use crate::extent::{ByteRange, RangeSet};
 use crate::format::node::ChunkKind;
 use crate::format::point::Manifest;
 use crate::id::ChunkId;
+use crate::index::Location;
 use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::Monitor;
 use crate::repo::reader::{ChunkBytes, ChunkReader};
 use crate::source::READ_WINDOW;
 pub(super) use scattered::Limits;
-use scattered::{ReadBatch, Scattered};
+use scattered::Scattered;
 
 /// Disk content in one batch of look-ups, bytes.
 const BATCH_LEN: u64 = 4 << 20;
 /// Entries in one batch.
 const BATCH_ENTRIES: usize = 1024;
-/// Batches that wait for a worker; a batch holds ids, not content.
+/// Batches that wait for a worker; a batch holds ids, and content only where that is scattered.
 const BATCH_QUEUE: usize = 4;
 /// DiskBytes that is handed to a sink at once, bytes.
 const WRITE_LEN: usize = 1 << 20;
@@ -37,7 +38,8 @@ pub(super) struct DiskBytes {
     pub bytes: ChunkBytes,
 }
 
-/// Takes a disk's content in any order, from several threads: every byte once.
+/// Takes a disk's content from several threads: every byte once, in any order. Yet what comes later on the disk is taken up
+/// later, so that one who puts it in order need not keep much.
 pub(super) trait Sink: Sync {
     /// Takes bytes; what follows on the disk follows in `contents` for the most part.
     fn write(&self, contents: Vec<DiskBytes>) -> Result<()>;
@@ -74,12 +76,13 @@ pub(super) struct DiskRead {
 }
 
 /// A piece of a disk.
-type Piece = (ByteRange, EntryRef);
-
-/// What a worker takes up.
-enum Batch {
-    ToRead(Vec<Piece>),
-    Read(ReadBatch),
+struct Piece {
+    range: ByteRange,
+    entry: EntryRef,
+    /// If it was looked up already.
+    place: Option<Location>,
+    /// If it was read ahead.
+    content: Option<ChunkBytes>,
 }
 
 /// Returns a piece's content, which begins at byte `start` of its chunk.
@@ -101,7 +104,7 @@ pub(super) fn read_disk(
     read_disk_by(reader, manifest, sink, on_damage, monitor, advance, Limits::default())
 }
 
-/// As [`read_disk`], with a word on what is scattered.
+/// As [`read_disk`], by other limits.
 pub(super) fn read_disk_by(
     reader: &ChunkReader<'_>,
     manifest: &Manifest,
@@ -111,10 +114,10 @@ pub(super) fn read_disk_by(
     advance: &(dyn Fn(u64) + Sync),
     limits: Limits,
 ) -> Result<DiskRead> {
-    let failure: Mutex<Option<Error>> = Mutex::new(None);
+    let failure = Failure::default();
     let missing: Mutex<Vec<ByteRange>> = Mutex::new(Vec::new());
-    let result = std::thread::scope(|scope| {
-        let (sender, receiver) = bounded::<Batch>(BATCH_QUEUE);
+    let data_bytes = std::thread::scope(|scope| {
+        let (sender, receiver) = bounded::<Vec<Piece>>(BATCH_QUEUE);
         for _ in 0..std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(1, 16) {
             let mut worker = Worker {
                 reader,
@@ -131,16 +134,9 @@ pub(super) fn read_disk_by(
             };
             let (receiver, failure) = (receiver.clone(), &failure);
             scope.spawn(move || {
-                let ran = worker.run(&receiver);
-                if ran.is_err() {
+                if let Err(error) = worker.run(&receiver) {
                     sink.stop();
-                }
-                if let Err(error) = ran
-                    && let Ok(mut slot) = failure.lock()
-                    // that one was cancelled may only follow from another's failure
-                    && matches!(*slot, None | Some(Error::Cancelled))
-                {
-                    *slot = Some(error);
+                    failure.note(error);
                 }
             });
         }
@@ -149,7 +145,7 @@ pub(super) fn read_disk_by(
             on_damage,
             monitor,
             sender: &sender,
-            scattered: Scattered::new(reader, on_damage, monitor, limits),
+            scattered: Scattered::new(reader, monitor, limits),
             batch: Vec::new(),
             batch_len: 0,
             position: 0,
@@ -159,24 +155,41 @@ pub(super) fn read_disk_by(
             .and_then(|()| batches.zero_until(manifest.size))
             .and_then(|()| batches.send())
             .and_then(|()| batches.send_scattered());
-        if walked.is_err() {
+        if let Err(error) = walked {
             sink.stop();
+            failure.note(error);
         }
-        walked.map(|()| batches.data_bytes)
+        batches.data_bytes
     });
-    if let Ok(Some(error)) = failure.into_inner() {
-        return Err(error);
-    }
+    failure.into_result()?;
     let mut missing = missing.into_inner().unwrap_or_default();
     missing.sort_unstable();
-    Ok(DiskRead { data_bytes: result?, missing: missing.into_iter().collect() })
+    Ok(DiskRead { data_bytes, missing: missing.into_iter().collect() })
+}
+
+/// What reading failed with first.
+#[derive(Default)]
+struct Failure(Mutex<Option<Error>>);
+
+impl Failure {
+    fn note(&self, error: Error) {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // that one was cancelled may only follow from another's failure
+        if matches!(*slot, None | Some(Error::Cancelled)) {
+            *slot = Some(error);
+        }
+    }
+
+    fn into_result(self) -> Result<()> {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
 }
 
 /// Collects what the walk meets into batches; absent subtrees are zeroes.
 struct Batches<'a, 'r> {
     on_damage: OnDamage,
     monitor: &'a dyn Monitor,
-    sender: &'a Sender<Batch>,
+    sender: &'a Sender<Vec<Piece>>,
     scattered: Scattered<'a, 'r>,
     batch: Vec<Piece>,
     batch_len: u64,
@@ -187,31 +200,34 @@ struct Batches<'a, 'r> {
 impl Batches<'_, '_> {
     fn send(&mut self) -> Result<()> {
         self.batch_len = 0;
-        let batch = std::mem::take(&mut self.batch);
-        if !self.scattered.wants(&batch)? {
-            return self.hand_over(Batch::ToRead(batch));
+        let mut batch = std::mem::take(&mut self.batch);
+        if self.scattered.take(&mut batch)? {
+            return if self.scattered.is_full() { self.send_scattered() } else { Ok(()) };
         }
-        self.scattered.push(batch);
-        if self.scattered.is_full() { self.send_scattered() } else { Ok(()) }
+        // nothing of what is later on the disk may be taken up before it
+        self.send_scattered()?;
+        self.hand_over(batch)
     }
 
     fn send_scattered(&mut self) -> Result<()> {
-        self.scattered.read()?.into_iter().try_for_each(|batch| self.hand_over(Batch::Read(batch)))
+        self.scattered.read()?.into_iter().try_for_each(|batch| self.hand_over(batch))
     }
 
-    fn hand_over(&self, batch: Batch) -> Result<()> {
+    fn hand_over(&self, batch: Vec<Piece>) -> Result<()> {
         // the workers are gone only after a failure, which is in its slot
         self.sender.send(batch).map_err(|_| Error::Cancelled)
     }
 
     fn push(&mut self, range: ByteRange, entry: EntryRef) -> Result<()> {
         match self.batch.last_mut() {
-            Some((last, EntryRef::Zero)) if entry == EntryRef::Zero && last.end() == range.start() => {
+            Some(Piece { range: last, entry: EntryRef::Zero, .. })
+                if entry == EntryRef::Zero && last.end() == range.start() =>
+            {
                 if let Some(joined) = ByteRange::between(last.start(), range.end()) {
                     *last = joined;
                 }
             }
-            _ => self.batch.push((range, entry)),
+            _ => self.batch.push(Piece { range, entry, place: None, content: None }),
         }
         if entry != EntryRef::Zero {
             self.data_bytes += range.len();
@@ -245,9 +261,7 @@ impl Visitor for Batches<'_, '_> {
     }
 
     fn fault(&mut self, node: NodeAt, error: Error) -> Result<()> {
-        if self.on_damage == OnDamage::Fail || !error.is_damage() {
-            return Err(error).context(|| format!("bytes {} cannot be read", node.range));
-        }
+        self.on_damage.tolerate(error).context(|| format!("bytes {} cannot be read", node.range))?;
         self.zero_until(node.range.start())?;
         self.push(node.range, EntryRef::Unreadable)
     }
@@ -270,45 +284,43 @@ struct Worker<'a, 'r> {
 }
 
 impl Worker<'_, '_> {
-    fn run(&mut self, batches: &Receiver<Batch>) -> Result<()> {
+    fn run(&mut self, batches: &Receiver<Vec<Piece>>) -> Result<()> {
         for batch in batches {
             self.monitor.check()?;
-            match batch {
-                Batch::ToRead(pieces) => self.read_and_write(&pieces)?,
-                Batch::Read(batch) => self.write(batch)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&self, batch: ReadBatch) -> Result<()> {
-        // content may have to wait for what is before it
-        batch.zeroes.into_iter().try_for_each(|range| self.sink.zero(range))?;
-        batch.lost.into_iter().try_for_each(|range| self.lost(range, unreadable(range)))?;
-        self.sink.write(batch.contents)?;
-        (self.advance)(batch.len);
-        Ok(())
-    }
-
-    fn read_and_write(&mut self, pieces: &[Piece]) -> Result<()> {
-        for (range, entry) in pieces {
-            match entry {
-                EntryRef::Zero => self.sink.zero(*range)?,
-                EntryRef::Unreadable => self.lost(*range, unreadable(*range))?,
-                EntryRef::Chunk { id, offset } => {
-                    let chunk = self.read(*id, *range, *offset);
-                    match part_of(chunk, *range, *id, *offset as usize) {
-                        Ok(bytes) => self.gather(*range, bytes)?,
-                        Err(error) => self.lost(*range, error)?,
+            for Piece { range, entry, place, content } in batch {
+                match (entry, content) {
+                    (EntryRef::Zero, _) => self.sink.zero(range)?,
+                    (EntryRef::Unreadable, _) => {
+                        let what =
+                            "could not be recovered when this point was repaired, or their map is lost";
+                        self.lost(range, Error::Damaged(format!("bytes {range} {what}")))?;
+                    }
+                    (EntryRef::Chunk { .. }, Some(bytes)) => self.gather(range, bytes)?,
+                    (EntryRef::Chunk { id, offset }, None) => {
+                        let chunk = self.read(id, range, offset, place);
+                        match part_of(chunk, range, id, offset as usize) {
+                            Ok(bytes) => self.gather(range, bytes)?,
+                            Err(error) => self.lost(range, error)?,
+                        }
                     }
                 }
+                (self.advance)(range.len());
             }
-            (self.advance)(range.len());
+            self.write_gathered()?;
         }
-        self.write_gathered()
+        Ok(())
     }
 
-    fn read(&mut self, id: ChunkId, range: ByteRange, offset: u32) -> Result<ChunkBytes> {
+    fn read(
+        &mut self,
+        id: ChunkId,
+        range: ByteRange,
+        offset: u32,
+        place: Option<Location>,
+    ) -> Result<ChunkBytes> {
+        if place.is_some() {
+            return self.reader.read_at(ChunkKind::Data, id, place.as_slice());
+        }
         // where an entry is a part of a chunk, its end may be the chunk's or not
         let len = u64::from(offset) + range.len();
         let behind = self
@@ -367,8 +379,18 @@ impl Worker<'_, '_> {
     }
 }
 
-/// What the map of a disk says of a range that nobody can read.
-fn unreadable(range: ByteRange) -> Error {
-    let what = "could not be recovered when this point was repaired, or their map is lost";
-    Error::Damaged(format!("bytes {range} {what}"))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_cancelled_for_a_failure_does_not_hide_it() {
+        let damaged = || Error::Damaged("here".into());
+        for order in [[Error::Cancelled, damaged()], [damaged(), Error::Cancelled]] {
+            let failure = Failure::default();
+            order.into_iter().for_each(|error| failure.note(error));
+            assert!(failure.into_result().unwrap_err().is_damage());
+        }
+        Failure::default().into_result().unwrap();
+    }
 }

@@ -214,7 +214,7 @@ impl World {
                 record.disks.iter().map(|disk| (&disk.target, &disk.manifest, &*kept.contents[&disk.target]));
             let files = record.files.iter().map(|file| (&file.name, &file.manifest, NVRAM));
             for (name, manifest, content) in disks.chain(files) {
-                for limits in [Limits::default(), Limits::TIGHT] {
+                for limits in [Limits::default(), Limits::EVERYTHING] {
                     let sink = Buffer(Mutex::new(vec![0xee; content.len()]));
                     let fail = OnDamage::Fail;
                     read_disk_by(&reader, manifest, &sink, fail, &silent, &|_| {}, limits)?;

@@ -1,14 +1,13 @@
 //! Reading what is scattered: content that was written to again and again, a little each time, stands in a frame of each of
 //! those times. Read in the order of the disk, each of these frames would be opened over and over. So much of the disk is
-//! gathered here, and read in the order of the frames.
+//! gathered here, and what of it stands in such frames is read ahead, in their order.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use super::{DiskBytes, OnDamage, Piece, part_of};
-use crate::error::Result;
+use super::{Piece, part_of};
+use crate::error::{Context, Result};
 use crate::extent::ByteRange;
 use crate::format::node::ChunkKind;
 use crate::id::{ChunkId, PackId};
@@ -17,7 +16,7 @@ use crate::manifest::EntryRef;
 use crate::monitor::Monitor;
 use crate::repo::reader::{ChunkBytes, ChunkReader, in_parts};
 
-/// When content counts as scattered, and how much of it is read together.
+/// When content counts as scattered, and how much of it is read ahead.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::ops) struct Limits {
     /// Pieces of a batch that are longer than this on average are not scattered, bytes.
@@ -25,122 +24,178 @@ pub(in crate::ops) struct Limits {
     /// Plaintext of the frames in which a batch stands, bytes: from here on they would not stay in a reader's cache beside
     /// those of the other batches that are read meanwhile.
     pub frames_len: u64,
-    /// Content that is read together, bytes: it is in memory until it is written.
+    /// A frame whose pieces are no farther than this from each other on the disk is opened once in any case, bytes.
+    pub near_len: u64,
+    /// Content that is read ahead, bytes, and what the last batch has more: it is in memory until it is written.
     pub content_len: u64,
-    /// Pieces that are read together, at most; about 300 bytes each.
+    /// Pieces that are gathered, and what the last batch has more; about 300 bytes each.
     pub pieces: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { piece_len: 12 << 10, frames_len: 20 << 20, content_len: 128 << 20, pieces: 64 << 10 }
+        Self {
+            piece_len: 12 << 10,
+            frames_len: 20 << 20,
+            near_len: 8 << 20,
+            content_len: 96 << 20,
+            pieces: 64 << 10,
+        }
     }
 }
 
 #[cfg(test)]
 impl Limits {
-    /// By these all content is scattered, and little of it is read together.
-    pub const TIGHT: Self = Self { piece_len: u64::MAX, frames_len: 0, content_len: 200 << 10, pieces: 40 };
+    /// By these everything is scattered.
+    pub const EVERYTHING: Self =
+        Self { piece_len: u64::MAX, frames_len: 0, near_len: 0, content_len: 96 << 20, pieces: 64 << 10 };
 }
 
 /// Of so many pieces one is looked up to see in how many frames a batch stands.
 const SAMPLED: usize = 8;
+/// Content that is not scattered, between some that is, is gathered with it up to this length, bytes.
+const MAX_BETWEEN: u64 = 16 << 20;
 
-/// Batches that are read together.
+/// A frame: its pack, and its first byte there.
+type FrameKey = (PackId, u32);
+
+/// Which part of the disk has pieces in a frame, and how long they are; bytes.
+#[derive(Debug, Clone, Copy)]
+struct Use {
+    start: u64,
+    end: u64,
+    len: u64,
+}
+
+/// Batches of which some is read ahead.
 pub(super) struct Scattered<'a, 'r> {
     reader: &'a ChunkReader<'r>,
-    on_damage: OnDamage,
     monitor: &'a dyn Monitor,
     limits: Limits,
     batches: Vec<Vec<Piece>>,
+    frames: HashMap<FrameKey, Use>,
+    /// What is to be read ahead, bytes.
     content_len: u64,
     pieces: usize,
-    /// Turned each time: the frames that were read last are then the first ones, and still in the reader's cache.
-    is_backwards: bool,
+    /// Content at the end that is not scattered, bytes.
+    between: u64,
 }
 
-/// A batch that was read.
-#[derive(Default)]
-pub(super) struct ReadBatch {
-    /// In the order of the disk; pieces that meet are one.
-    pub contents: Vec<DiskBytes>,
-    /// What reads as zero by the map, or is lost.
-    pub zeroes: Vec<ByteRange>,
-    pub lost: Vec<ByteRange>,
-    /// Bytes of the disk.
-    pub len: u64,
-}
-
-/// A piece on its way into memory.
-struct Wanted<'b> {
+/// A piece that is to be read ahead.
+struct Ahead {
+    /// Which one of its batch.
+    at: usize,
     range: ByteRange,
     id: ChunkId,
     /// Where in the chunk it begins, bytes.
     offset: usize,
-    place: Option<Location>,
-    room: &'b mut [u8],
-    is_lost: &'b mut bool,
+    place: Location,
+    is_read: bool,
 }
 
-impl Wanted<'_> {
-    fn frame(&self) -> Option<(PackId, u32)> {
-        self.place.map(|place| frame_of(&place))
+impl Ahead {
+    fn len(&self) -> usize {
+        usize::try_from(self.range.len()).unwrap_or(usize::MAX)
     }
 }
 
-fn frame_of(place: &Location) -> (PackId, u32) {
+fn frame_of(place: &Location) -> FrameKey {
     (place.pack, place.frame.offset)
 }
 
 /// Returns the chunk that a piece is of.
-fn chunk_of((_, entry): &Piece) -> Option<ChunkId> {
-    match entry {
-        EntryRef::Chunk { id, .. } => Some(*id),
+fn chunk_of(piece: &Piece) -> Option<ChunkId> {
+    match piece.entry {
+        EntryRef::Chunk { id, .. } => Some(id),
         EntryRef::Zero | EntryRef::Unreadable => None,
     }
 }
 
 /// Returns the content of a batch, bytes.
 fn content_len(batch: &[Piece]) -> u64 {
-    batch.iter().filter(|piece| chunk_of(piece).is_some()).map(|(range, _)| range.len()).sum()
+    batch.iter().filter(|piece| chunk_of(piece).is_some()).map(|piece| piece.range.len()).sum()
+}
+
+fn cannot_read(batch: &[Piece]) -> String {
+    let ends = batch.first().zip(batch.last());
+    let span = ends.and_then(|(first, last)| ByteRange::between(first.range.start(), last.range.end()));
+    span.map_or_else(String::new, |span| format!("bytes {span} cannot be read"))
 }
 
 impl<'a, 'r> Scattered<'a, 'r> {
-    pub fn new(
-        reader: &'a ChunkReader<'r>,
-        on_damage: OnDamage,
-        monitor: &'a dyn Monitor,
-        limits: Limits,
-    ) -> Self {
-        let batches = Vec::new();
-        Self { reader, on_damage, monitor, limits, batches, content_len: 0, pieces: 0, is_backwards: false }
+    pub fn new(reader: &'a ChunkReader<'r>, monitor: &'a dyn Monitor, limits: Limits) -> Self {
+        Self {
+            reader,
+            monitor,
+            limits,
+            batches: Vec::new(),
+            frames: HashMap::new(),
+            content_len: 0,
+            pieces: 0,
+            between: 0,
+        }
     }
 
-    /// Returns true if a batch is to be read together with others.
+    /// Takes a batch if it is to be gathered with others.
     ///
     /// # Errors
     /// Those of [`ChunkReader::good_places`].
-    pub fn wants(&self, batch: &[Piece]) -> Result<bool> {
-        // what follows is taken in any case: sinks expect the order of the disk, but for what is read at once
-        if !self.batches.is_empty() {
-            return Ok(true);
+    pub fn take(&mut self, batch: &mut Vec<Piece>) -> Result<bool> {
+        let len = content_len(batch);
+        if self.is_scattered(batch).context(|| cannot_read(batch))? {
+            self.between = 0;
+        } else if self.batches.is_empty() || self.between + len > MAX_BETWEEN {
+            return Ok(false);
+        } else {
+            self.between += len;
         }
+        self.look_up(batch).context(|| cannot_read(batch))?;
+        self.pieces += batch.len();
+        self.batches.push(std::mem::take(batch));
+        Ok(true)
+    }
+
+    fn is_scattered(&self, batch: &[Piece]) -> Result<bool> {
         let ids: Vec<ChunkId> = batch.iter().filter_map(chunk_of).collect();
         let is_long = |count: u64| content_len(batch) > self.limits.piece_len.saturating_mul(count);
         if ids.is_empty() || is_long(ids.len() as u64) {
             return Ok(false);
         }
-        let sample: Vec<ChunkId> = ids.into_iter().step_by(SAMPLED).collect();
-        let places = self.reader.good_places(&sample)?;
-        let frames: HashMap<(PackId, u32), u64> =
-            places.iter().flatten().map(|place| (frame_of(place), u64::from(place.frame.raw_len))).collect();
-        Ok(frames.values().sum::<u64>() >= self.limits.frames_len)
+        let sample: Vec<ChunkId> = ids.iter().copied().step_by(SAMPLED).collect();
+        let (count, len) = self.frames_of(&sample)?;
+        if len >= self.limits.frames_len {
+            return Ok(true);
+        }
+        // where most stand in frames of their own, what was left out does too
+        let may_be_more = count > sample.len() / 2 && len * SAMPLED as u64 >= self.limits.frames_len;
+        Ok(may_be_more && self.frames_of(&ids)?.1 >= self.limits.frames_len)
     }
 
-    pub fn push(&mut self, batch: Vec<Piece>) {
-        self.content_len += content_len(&batch);
-        self.pieces += batch.len();
-        self.batches.push(batch);
+    /// Returns in how many frames chunks stand, and the plaintext of those, bytes.
+    fn frames_of(&self, ids: &[ChunkId]) -> Result<(usize, u64)> {
+        let places = self.reader.good_places(ids)?;
+        let frames: HashMap<FrameKey, u64> =
+            places.iter().flatten().map(|place| (frame_of(place), u64::from(place.frame.raw_len))).collect();
+        Ok((frames.len(), frames.values().sum()))
+    }
+
+    fn look_up(&mut self, batch: &mut [Piece]) -> Result<()> {
+        let ids: Vec<ChunkId> = batch.iter().filter_map(chunk_of).collect();
+        let places = in_parts(&ids, |part| self.reader.good_places(part))?;
+        let pieces = batch.iter_mut().filter(|piece| chunk_of(piece).is_some());
+        for (piece, place) in pieces.zip(places) {
+            piece.place = place;
+            let Some(place) = place else { continue };
+            let range = piece.range;
+            let new = Use { start: range.start(), end: range.start(), len: 0 };
+            let frame = self.frames.entry(frame_of(&place)).or_insert(new);
+            let before = *frame;
+            *frame = Use { end: before.end.max(range.end()), len: before.len + range.len(), ..before };
+            // from the piece on that is too far from the first one, all of them count
+            let ahead = |frame: &Use| if is_far(frame, self.limits.near_len) { frame.len } else { 0 };
+            self.content_len += ahead(frame) - ahead(&before);
+        }
+        Ok(())
     }
 
     /// Returns true if it is time to read.
@@ -148,93 +203,77 @@ impl<'a, 'r> Scattered<'a, 'r> {
         self.content_len >= self.limits.content_len || self.pieces >= self.limits.pieces
     }
 
-    /// Reads what was pushed, on all cores, in the order of the frames. Returns it in the order of the disk.
+    /// Reads ahead, on all cores, and returns what was gathered. What cannot be read is left to those who take it up.
     ///
     /// # Errors
-    /// Those of the repository; damage, if that is not to be given as zeroes.
-    pub fn read(&mut self) -> Result<Vec<ReadBatch>> {
-        (self.content_len, self.pieces) = (0, 0);
-        let batches = std::mem::take(&mut self.batches);
-        let ids: Vec<ChunkId> = batches.iter().flatten().filter_map(chunk_of).collect();
-        let places = in_parts(&ids, |part| self.reader.good_places(part))?;
-        let len = |batch: &Vec<Piece>| usize::try_from(content_len(batch)).unwrap_or(usize::MAX);
-        let mut memory: Vec<Vec<u8>> = batches.iter().map(|batch| vec![0; len(batch)]).collect();
-        let mut losses: Vec<Vec<bool>> = batches.iter().map(|batch| vec![false; batch.len()]).collect();
-        let mut wanted = Vec::with_capacity(ids.len());
-        let mut places = places.into_iter();
-        for ((batch, room), lost) in batches.iter().zip(&mut memory).zip(&mut losses) {
+    /// [`crate::error::Error::Cancelled`].
+    pub fn read(&mut self) -> Result<Vec<Vec<Piece>>> {
+        let mut batches = std::mem::take(&mut self.batches);
+        let mut ahead: Vec<Vec<Ahead>> = batches.iter().map(|batch| self.ahead_of(batch)).collect();
+        let len = |pieces: &Vec<Ahead>| pieces.iter().map(Ahead::len).sum();
+        let mut memory: Vec<Vec<u8>> = ahead.iter().map(|pieces| vec![0; len(pieces)]).collect();
+        let mut wanted = Vec::new();
+        for (pieces, room) in ahead.iter_mut().zip(&mut memory) {
             let mut room = room.as_mut_slice();
-            for ((range, entry), is_lost) in batch.iter().zip(lost) {
-                let EntryRef::Chunk { id, offset } = *entry else { continue };
-                let len = usize::try_from(range.len()).unwrap_or(usize::MAX).min(room.len());
-                let (own, behind) = std::mem::take(&mut room).split_at_mut(len);
+            for piece in pieces {
+                let (own, behind) = std::mem::take(&mut room).split_at_mut(piece.len());
                 room = behind;
-                let place = places.next().flatten();
-                let (range, offset) = (*range, offset as usize);
-                wanted.push(Wanted { range, id, offset, place, room: own, is_lost });
+                wanted.push((piece, own));
             }
         }
         self.read_wanted(wanted)?;
-        let read = batches.into_iter().zip(memory).zip(losses);
-        Ok(read.map(|((batch, memory), lost)| ReadBatch::new(&batch, memory, &lost)).collect())
-    }
-
-    fn read_wanted(&mut self, mut wanted: Vec<Wanted<'_>>) -> Result<()> {
-        wanted.sort_unstable_by_key(|piece| (piece.frame(), piece.place.map(|place| place.offset)));
-        let mut frames: Vec<&mut [Wanted<'_>]> = wanted.chunk_by_mut(|a, b| a.frame() == b.frame()).collect();
-        if self.is_backwards {
-            frames.reverse();
+        (self.content_len, self.pieces, self.between) = (0, 0, 0);
+        self.frames.clear();
+        for ((batch, pieces), memory) in batches.iter_mut().zip(ahead).zip(memory) {
+            give(batch, &pieces, memory);
         }
-        self.is_backwards = !self.is_backwards;
-        let this = &*self;
-        frames.into_par_iter().try_for_each(|pieces| {
-            this.monitor.check()?;
-            pieces.iter_mut().try_for_each(|piece| this.read_piece(piece))
-        })
+        Ok(batches)
     }
 
-    fn read_piece(&self, piece: &mut Wanted<'_>) -> Result<()> {
-        let chunk = self.reader.read_at(ChunkKind::Data, piece.id, piece.place.as_slice());
-        match part_of(chunk, piece.range, piece.id, piece.offset) {
-            Ok(bytes) => piece.room.copy_from_slice(&bytes),
-            Err(error) => {
-                self.on_damage.tolerate(error)?;
-                *piece.is_lost = true;
+    /// Returns the pieces of a batch that are to be read ahead.
+    fn ahead_of(&self, batch: &[Piece]) -> Vec<Ahead> {
+        let mut ahead = Vec::new();
+        for (at, piece) in batch.iter().enumerate() {
+            let (EntryRef::Chunk { id, offset }, Some(place)) = (piece.entry, piece.place) else { continue };
+            let frame = self.frames.get(&frame_of(&place));
+            if frame.is_some_and(|frame| is_far(frame, self.limits.near_len)) {
+                let (range, offset) = (piece.range, offset as usize);
+                ahead.push(Ahead { at, range, id, offset, place, is_read: false });
             }
         }
-        Ok(())
+        ahead
+    }
+
+    fn read_wanted(&self, mut wanted: Vec<(&mut Ahead, &mut [u8])>) -> Result<()> {
+        wanted.sort_unstable_by_key(|(piece, _)| (frame_of(&piece.place), piece.place.offset));
+        let frames: Vec<_> =
+            wanted.chunk_by_mut(|(a, _), (b, _)| frame_of(&a.place) == frame_of(&b.place)).collect();
+        frames.into_par_iter().try_for_each(|pieces| {
+            pieces.iter_mut().try_for_each(|(piece, room)| {
+                self.monitor.check()?;
+                let chunk = self.reader.read_at(ChunkKind::Data, piece.id, &[piece.place]);
+                if let Ok(bytes) = part_of(chunk, piece.range, piece.id, piece.offset) {
+                    room.copy_from_slice(&bytes);
+                    piece.is_read = true;
+                }
+                Ok(())
+            })
+        })
     }
 }
 
-impl ReadBatch {
-    /// Makes one of pieces whose content stands in `memory`, one behind the other, but for those that have none.
-    fn new(pieces: &[Piece], memory: Vec<u8>, is_lost: &[bool]) -> Self {
-        let memory = ChunkBytes::of(memory);
-        let mut read = Self::default();
-        // what of the memory was not yet given out: on the disk it begins at the offset
-        let (mut offset, mut held) = (0, 0..0);
-        for (piece, is_lost) in pieces.iter().zip(is_lost) {
-            let (range, entry) = *piece;
-            read.len += range.len();
-            let len = chunk_of(piece).map_or(0, |_| usize::try_from(range.len()).unwrap_or(usize::MAX));
-            let is_content = len > 0 && !is_lost;
-            if !is_content || offset + held.len() as u64 != range.start() {
-                read.give(&memory, offset, held.clone());
-                (offset, held) = (range.start(), held.end..held.end);
-            }
-            if is_content {
-                held.end += len;
-                continue;
-            }
-            held = held.end + len..held.end + len;
-            if entry == EntryRef::Zero { read.zeroes.push(range) } else { read.lost.push(range) }
-        }
-        read.give(&memory, offset, held);
-        read
-    }
+fn is_far(frame: &Use, near_len: u64) -> bool {
+    frame.end.saturating_sub(frame.start) > near_len
+}
 
-    fn give(&mut self, memory: &ChunkBytes, offset: u64, held: Range<usize>) {
-        let bytes = memory.part(held.start, held.len()).filter(|bytes| !bytes.is_empty());
-        self.contents.extend(bytes.map(|bytes| DiskBytes { offset, bytes }));
+/// Gives a batch what was read of it: it stands in `memory`, one piece behind the other.
+fn give(batch: &mut [Piece], pieces: &[Ahead], memory: Vec<u8>) {
+    let memory = ChunkBytes::of(memory);
+    let mut position = 0;
+    for ahead in pieces {
+        if let (true, Some(piece)) = (ahead.is_read, batch.get_mut(ahead.at)) {
+            piece.content = memory.part(position, ahead.len());
+        }
+        position += ahead.len();
     }
 }

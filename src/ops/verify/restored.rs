@@ -187,6 +187,10 @@ impl Sink for Hash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::monitor::Recorder;
+    use crate::ops::RequestedLevel;
+    use crate::ops::backup::tests::{World, write};
+    use crate::ops::content::{Limits, read_disk_by};
 
     const PIECE: usize = 8 << 20;
 
@@ -206,6 +210,21 @@ mod tests {
         });
         let expected: Vec<u8> = (0..6).flat_map(|n| vec![n; PIECE]).collect();
         assert_eq!(hash.finish(expected.len() as u64).unwrap(), blake3::hash(&expected).to_hex().to_string());
+    }
+
+    #[test]
+    fn what_is_read_together_is_hashed_in_order() {
+        let len = 60 << 20;
+        let mut world = World::new(&[len]);
+        // each batch begins with zeroes, which come before its content
+        (0..len >> 22).for_each(|batch| write(&mut world, (batch << 22) + (300 << 10), 3 << 20, batch));
+        world.backup(RequestedLevel::Auto);
+        let (catalog, view) = world.repository.refresh(&Recorder::new()).unwrap();
+        let reader = ChunkReader::new(&world.repository, &view);
+        let manifest = &catalog.points()[0].record.disks[0].manifest;
+        let (hash, fail) = (Hash::new(), OnDamage::Fail);
+        read_disk_by(&reader, manifest, &hash, fail, &Recorder::new(), &|_| {}, Limits::EVERYTHING).unwrap();
+        assert_eq!(hash.finish(len).unwrap(), blake3::hash(world.content(0)).to_hex().to_string());
     }
 
     #[test]

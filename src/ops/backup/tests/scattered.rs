@@ -1,7 +1,7 @@
 //! Content that was written to again and again, a little each time: it is read in the order of the frames it stands in.
 
 use super::*;
-use crate::format::point::Manifest;
+use crate::ops::content::DiskRead;
 use crate::storage::hooked::HookedStorage;
 
 /// More than the cache of a reader that spares memory holds, and four batches.
@@ -41,44 +41,81 @@ impl Sink for Places {
     }
 }
 
-/// Reads the newest point as [`read_disk_by`] does. Returns how many bytes of the disk were reported, and how often a pack was
-/// read.
-fn read(world: &World, sink: &dyn Sink, limits: Limits, monitor: &Recorder) -> Result<(u64, usize)> {
-    let reads = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&reads);
-    let storage = HookedStorage::new(&world.storage).before_read(move |name| {
-        count.fetch_add(usize::from(matches!(name, ObjectName::Pack(_))), Ordering::Relaxed);
+/// How the newest point is read.
+struct Reading {
+    limits: Limits,
+    on_damage: OnDamage,
+    /// Ends the reading before so many reads of packs.
+    cancel_at: usize,
+}
+
+impl Reading {
+    fn by(limits: Limits) -> Self {
+        Self { limits, on_damage: OnDamage::Fail, cancel_at: usize::MAX }
+    }
+
+    /// Returns what was read and reported, in bytes of the disk, and how often packs were read.
+    fn read(&self, world: &World, sink: &dyn Sink) -> (Result<DiskRead>, u64, usize) {
+        let (monitor, reads) = (Arc::new(Recorder::new()), Arc::new(AtomicUsize::new(0)));
+        let (cancelled, count, cancel_at) = (Arc::clone(&monitor), Arc::clone(&reads), self.cancel_at);
+        let storage = HookedStorage::new(&world.storage).before_read(move |name| {
+            let is_pack = matches!(name, ObjectName::Pack(_));
+            if is_pack && count.fetch_add(1, Ordering::Relaxed) >= cancel_at {
+                cancelled.cancel();
+            }
+        });
+        let silent = Recorder::new();
+        let repository = Repository::open(Box::new(storage), None, &environment(), &silent).unwrap();
+        let (catalog, view) = repository.refresh(&silent).unwrap();
+        let reader = ChunkReader::sparing(&repository, &view);
+        let manifest = &catalog.points().last().unwrap().record.disks[0].manifest;
+        let reported = AtomicUsize::new(0);
+        let advance = |bytes: u64| {
+            reported.fetch_add(bytes as usize, Ordering::Relaxed);
+        };
+        let read = read_disk_by(&reader, manifest, sink, self.on_damage, &*monitor, &advance, self.limits);
+        (read, reported.into_inner() as u64, reads.load(Ordering::Relaxed))
+    }
+
+    /// Returns what was read, and the disk that came of it.
+    fn content(&self, world: &World) -> (DiskRead, Vec<u8>) {
+        let sink = Buffer(Mutex::new(vec![0xee; LEN as usize]));
+        let read = self.read(world, &sink).0.unwrap();
+        (read, sink.0.into_inner().unwrap())
+    }
+}
+
+/// By these the disk is read in three parts.
+const PARTS: Limits = Limits { content_len: 6 << 20, ..Limits::EVERYTHING };
+
+/// Spoils some of what the first point stored and the newest one still needs, all of it behind the disk's first third.
+fn spoil_the_end(world: &World) {
+    let packs = world.storage.list(Folder::Packs).unwrap();
+    let longest = packs.iter().max_by_key(|pack| world.storage.len(pack.name).unwrap()).unwrap().name;
+    world.storage.tamper(longest, |mut bytes| {
+        // what a point still needs of a chunk is a block here and there
+        bytes.iter_mut().skip(9 << 20).step_by(40 << 10).for_each(|byte| *byte ^= 1);
+        Some(bytes)
     });
-    let repository = Repository::open(Box::new(storage), None, &environment(), &Recorder::new()).unwrap();
-    let (catalog, view) = repository.refresh(&Recorder::new()).unwrap();
-    let reader = ChunkReader::sparing(&repository, &view);
-    let manifest: &Manifest = &catalog.points().last().unwrap().record.disks[0].manifest;
-    let reported = AtomicUsize::new(0);
-    let advance = |bytes: u64| {
-        reported.fetch_add(bytes as usize, Ordering::Relaxed);
-    };
-    read_disk_by(&reader, manifest, sink, OnDamage::Fail, monitor, &advance, limits)?;
-    Ok((reported.into_inner() as u64, reads.load(Ordering::Relaxed)))
 }
 
 #[test]
 fn what_is_scattered_is_read_in_the_order_of_its_frames() {
     let world = written_all_over();
-    world.check_reads();
     let scattered = Limits { frames_len: 10 << 20, ..Limits::default() };
-    let unlike = Limits { frames_len: u64::MAX, ..Limits::default() };
-    let long = Limits { piece_len: 64, ..scattered };
-    let (in_frames, by_disk) = (Places::default(), Places::default());
-    let (reported, reads) = read(&world, &in_frames, scattered, &Recorder::new()).unwrap();
-    let (as_reported, more_reads) = read(&world, &by_disk, unlike, &Recorder::new()).unwrap();
-    assert_eq!((reported, as_reported), (LEN, LEN));
-    // each frame once: 16 of the first point, and of each other point one, its table and its map; else they come again for each
-    // batch, since the cache holds 8 MiB
+    let never = Limits { frames_len: u64::MAX, ..scattered };
+    let only_short = Limits { piece_len: 64, ..scattered };
+    let (by_frames, by_disk) = (Places::default(), Places::default());
+    let (_, reported, reads) = Reading::by(scattered).read(&world, &by_frames);
+    let (_, also_reported, more_reads) = Reading::by(never).read(&world, &by_disk);
+    let (_, _, of_long) = Reading::by(only_short).read(&world, &Places::default());
+    assert_eq!((reported, also_reported), (LEN, LEN));
+    // each frame once: 16 of the first point, and of each other point one, its table and its map; else they come again for
+    // each batch, since the cache holds 8 MiB
     assert!(reads <= 20 + 3 * POINTS as usize + 10, "{reads}");
     assert!(more_reads > reads + 2 * POINTS as usize, "{more_reads}");
-    let (_, of_long) = read(&world, &Places::default(), long, &Recorder::new()).unwrap();
     assert!(of_long > reads + 2 * POINTS as usize, "{of_long}");
-    for Places(places) in [in_frames, by_disk] {
+    for Places(places) in [by_frames, by_disk] {
         let mut places = places.into_inner().unwrap();
         places.sort_unstable();
         let end = places.iter().try_fold(0, |end, (offset, len)| (end == *offset).then_some(end + len));
@@ -87,36 +124,59 @@ fn what_is_scattered_is_read_in_the_order_of_its_frames() {
 }
 
 #[test]
-fn pieces_that_are_read_together_are_given_as_one() {
+fn what_is_read_together_is_the_disk() {
     let world = written_all_over();
-    let sink = Places::default();
-    read(&world, &sink, Limits { frames_len: 0, ..Limits::default() }, &Recorder::new()).unwrap();
-    let places = sink.0.into_inner().unwrap();
-    // four batches and more, and what stands between zeroes
-    assert!(places.len() <= 8 + 2 * POINTS as usize, "{}", places.len());
+    for limits in [Limits::EVERYTHING, PARTS, Limits { pieces: 5000, ..PARTS }] {
+        let (read, content) = Reading::by(limits).content(&world);
+        assert!(content == world.content(0));
+        assert!(read.missing.is_empty());
+    }
 }
 
 #[test]
-fn scattered_content_that_is_lost_is_named() {
-    let mut world = written_all_over();
-    let packs = world.storage.list(Folder::Packs).unwrap();
-    let longest = packs.iter().max_by_key(|pack| world.storage.len(pack.name).unwrap()).unwrap().name;
-    // what a point still needs is a block here and there
-    world.storage.tamper(longest, |mut bytes| {
-        bytes.iter_mut().skip(4 << 20).step_by(4 << 10).for_each(|byte| *byte ^= 1);
-        Some(bytes)
-    });
-    world.reopen();
-    let failure = read(&world, &Places::default(), Limits::TIGHT, &Recorder::new()).unwrap_err();
-    assert!(failure.is_damage());
-    assert!(failure.to_string().contains("cannot be read"), "{failure}");
+fn a_little_between_what_is_scattered_is_read_with_it() {
+    let mut world = World::new(&[40 << 20]);
+    write(&mut world, 0, 40 << 20, 1);
+    world.backup(RequestedLevel::Auto);
+    // 4 MiB at the beginning and further on are in pieces; 8 or 24 MiB between them are not
+    for second in [12u64, 28] {
+        for block in (0..1024).step_by(3) {
+            write(&mut world, block * BLOCK, BLOCK, second * 10_000 + block);
+            write(&mut world, (second << 20) + block * BLOCK, BLOCK, second * 20_000 + block);
+        }
+        world.backup(RequestedLevel::Auto);
+        let sink = Buffer(Mutex::new(vec![0xee; 40 << 20]));
+        let limits = Limits { piece_len: 12 << 10, ..Limits::EVERYTHING };
+        Reading::by(limits).read(&world, &sink).0.unwrap();
+        assert!(sink.0.into_inner().unwrap() == world.content(0), "{second}");
+    }
+}
+
+#[test]
+fn scattered_content_that_is_lost_is_named_or_given_as_zeroes() {
+    let world = written_all_over();
+    spoil_the_end(&world);
+    let never = Limits { frames_len: u64::MAX, ..Limits::default() };
+    let zero = |limits| Reading { on_damage: OnDamage::Zero, ..Reading::by(limits) }.content(&world);
+    let (read, content) = zero(never);
+    assert!(!read.missing.is_empty());
+    for limits in [Limits::EVERYTHING, PARTS] {
+        assert!(zero(limits) == (read.clone(), content.clone()));
+        let failure = Reading::by(limits).read(&world, &Places::default()).0.unwrap_err();
+        assert!(failure.is_damage(), "{failure}");
+        let named = read.missing.iter().any(|range| failure.to_string().contains(&range.start().to_string()));
+        assert!(named, "{failure}");
+    }
 }
 
 #[test]
 fn reading_what_is_scattered_can_be_cancelled() {
     let world = written_all_over();
-    let monitor = Recorder::new();
-    monitor.cancel();
-    let failure = read(&world, &Places::default(), Limits::TIGHT, &monitor).unwrap_err();
-    assert!(matches!(failure, Error::Cancelled), "{failure}");
+    let reading = Reading::by(Limits::EVERYTHING);
+    let (_, _, reads) = reading.read(&world, &Places::default());
+    // by then the map was read
+    let cancel_at = reads - 12;
+    let (read, _, until_then) = Reading { cancel_at, ..reading }.read(&world, &Places::default());
+    assert!(matches!(read, Err(Error::Cancelled)), "{read:?}");
+    assert!((cancel_at..reads - 6).contains(&until_then), "{until_then} of {reads}");
 }
