@@ -242,7 +242,7 @@ def goal_rows(figures, facts):
     walls = [figures.median("points", state, "wall") for state in (last, first)]
     relative(rows, f"Restore of a disk's last state, {last}", f"time, {first}", 1.1, *walls)
     for pattern, otherwise, goal in AGE_GOALS:
-        # of several it is the last: that one is the oldest
+        # of several it is the last: the one with most points
         state = next((state for state in reversed(figures.tools("age")) if re.match(pattern, state)), otherwise)
         walls = [figures.median("age", label, "wall") for label in (state, FRESH)]
         relative(rows, f"Restore of a disk that is written all over before each point: {state}", "time, in a new repository", goal, *walls)

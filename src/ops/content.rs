@@ -23,7 +23,8 @@ use scattered::Scattered;
 const BATCH_LEN: u64 = 4 << 20;
 /// Entries in one batch.
 const BATCH_ENTRIES: usize = 1024;
-/// Batches that wait for a worker; a batch holds ids, and content only where that is scattered.
+/// Batches that wait for a worker; a batch holds ids and, where its content is scattered, what of it was read ahead: that may be
+/// all of it.
 const BATCH_QUEUE: usize = 4;
 /// DiskBytes that is handed to a sink at once, bytes.
 const WRITE_LEN: usize = 1 << 20;
@@ -130,6 +131,7 @@ pub(super) fn read_disk_by(
                 copied: 0,
                 gathered_len: 0,
                 held_len: 0,
+                last_held: None,
                 last: None,
             };
             let (receiver, failure) = (receiver.clone(), &failure);
@@ -144,6 +146,7 @@ pub(super) fn read_disk_by(
         let mut batches = Batches {
             on_damage,
             monitor,
+            failure: &failure,
             sender: &sender,
             scattered: Scattered::new(reader, monitor, limits),
             batch: Vec::new(),
@@ -167,17 +170,20 @@ pub(super) fn read_disk_by(
     Ok(DiskRead { data_bytes, missing: missing.into_iter().collect() })
 }
 
-/// What reading failed with first.
+/// What reading failed with: the first failure, but for cancellations that may only have followed from it.
 #[derive(Default)]
 struct Failure(Mutex<Option<Error>>);
 
 impl Failure {
     fn note(&self, error: Error) {
         let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // that one was cancelled may only follow from another's failure
         if matches!(*slot, None | Some(Error::Cancelled)) {
             *slot = Some(error);
         }
+    }
+
+    fn is_noted(&self) -> bool {
+        self.0.lock().is_ok_and(|slot| slot.is_some())
     }
 
     fn into_result(self) -> Result<()> {
@@ -189,6 +195,7 @@ impl Failure {
 struct Batches<'a, 'r> {
     on_damage: OnDamage,
     monitor: &'a dyn Monitor,
+    failure: &'a Failure,
     sender: &'a Sender<Vec<Piece>>,
     scattered: Scattered<'a, 'r>,
     batch: Vec<Piece>,
@@ -214,7 +221,11 @@ impl Batches<'_, '_> {
     }
 
     fn hand_over(&self, batch: Vec<Piece>) -> Result<()> {
-        // the workers are gone only after a failure, which is in its slot
+        // one worker's failure is enough: the others would go on to the end of the disk
+        if self.failure.is_noted() {
+            return Err(Error::Cancelled);
+        }
+        // the workers are gone only after a failure
         self.sender.send(batch).map_err(|_| Error::Cancelled)
     }
 
@@ -279,6 +290,8 @@ struct Worker<'a, 'r> {
     copied: usize,
     gathered_len: usize,
     held_len: usize,
+    /// What was gathered last of what holds a frame.
+    last_held: Option<ChunkBytes>,
     /// The chunk that was read last.
     last: Option<ChunkBytes>,
 }
@@ -295,11 +308,11 @@ impl Worker<'_, '_> {
                             "could not be recovered when this point was repaired, or their map is lost";
                         self.lost(range, Error::Damaged(format!("bytes {range} {what}")))?;
                     }
-                    (EntryRef::Chunk { .. }, Some(bytes)) => self.gather(range, bytes)?,
+                    (EntryRef::Chunk { .. }, Some(bytes)) => self.gather(range, bytes, true)?,
                     (EntryRef::Chunk { id, offset }, None) => {
                         let chunk = self.read(id, range, offset, place);
                         match part_of(chunk, range, id, offset as usize) {
-                            Ok(bytes) => self.gather(range, bytes)?,
+                            Ok(bytes) => self.gather(range, bytes, false)?,
                             Err(error) => self.lost(range, error)?,
                         }
                     }
@@ -319,6 +332,7 @@ impl Worker<'_, '_> {
         place: Option<Location>,
     ) -> Result<ChunkBytes> {
         if place.is_some() {
+            self.last = None;
             return self.reader.read_at(ChunkKind::Data, id, place.as_slice());
         }
         // where an entry is a part of a chunk, its end may be the chunk's or not
@@ -337,7 +351,7 @@ impl Worker<'_, '_> {
     }
 
     fn write_gathered(&mut self) -> Result<()> {
-        (self.copied, self.gathered_len, self.held_len) = (0, 0, 0);
+        (self.copied, self.gathered_len, self.held_len, self.last_held) = (0, 0, 0, None);
         match std::mem::take(&mut self.gathered) {
             contents if contents.is_empty() => Ok(()),
             contents => self.sink.write(contents),
@@ -352,13 +366,22 @@ impl Worker<'_, '_> {
             let bytes = run.iter().map(|piece| &*piece.bytes).collect::<Vec<&[u8]>>().concat();
             DiskBytes { offset: run.first().map_or(0, |first| first.offset), bytes: ChunkBytes::of(bytes) }
         }));
-        (self.copied, self.held_len) = (self.gathered.len(), self.gathered_len);
+        (self.copied, self.held_len, self.last_held) = (self.gathered.len(), self.gathered_len, None);
     }
 
-    fn gather(&mut self, range: ByteRange, bytes: ChunkBytes) -> Result<()> {
+    fn gather(&mut self, range: ByteRange, bytes: ChunkBytes, was_ahead: bool) -> Result<()> {
         self.gathered_len += bytes.len();
-        self.held_len += bytes.held_beside(self.gathered.last().map(|last| &last.bytes));
-        self.gathered.push(DiskBytes { offset: range.start(), bytes });
+        // what was read ahead stays in memory until its batch is done
+        if !was_ahead {
+            self.held_len += bytes.held_beside(self.last_held.as_ref());
+            self.last_held = Some(bytes.clone());
+        }
+        let meets = |last: &&mut DiskBytes| last.offset + last.bytes.len() as u64 == range.start();
+        let last = self.gathered.last_mut().filter(meets);
+        match last.and_then(|last| last.bytes.joined(&bytes).map(|joined| (last, joined))) {
+            Some((last, joined)) => last.bytes = joined,
+            None => self.gathered.push(DiskBytes { offset: range.start(), bytes }),
+        }
         let at_leaf = range.end().is_multiple_of(READ_WINDOW);
         let enough = self.gathered_len >= if at_leaf { WRITE_LEN / 2 } else { 2 * WRITE_LEN };
         if enough {

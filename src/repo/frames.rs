@@ -193,6 +193,13 @@ impl ChunkBytes {
         Some(Self { frame: Arc::clone(&self.frame), range: from..to })
     }
 
+    /// Returns it and `behind` as one, if that stands right behind it in the same frame.
+    pub fn joined(&self, behind: &Self) -> Option<Self> {
+        let meets = Arc::ptr_eq(&self.frame, &behind.frame) && self.range.end == behind.range.start;
+        let range = self.range.start..behind.range.end;
+        meets.then(|| Self { frame: Arc::clone(&self.frame), range })
+    }
+
     /// Returns the memory that it keeps beside `other`, which shares a frame with it or not. Bytes.
     pub fn held_beside(&self, other: Option<&Self>) -> usize {
         match other {

@@ -3,6 +3,7 @@
 //! gathered here, and what of it stands in such frames is read ahead, in their order.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
@@ -24,23 +25,19 @@ pub(in crate::ops) struct Limits {
     /// Plaintext of the frames in which a batch stands, bytes: from here on they would not stay in a reader's cache beside
     /// those of the other batches that are read meanwhile.
     pub frames_len: u64,
-    /// A frame whose pieces are no farther than this from each other on the disk is opened once in any case, bytes.
-    pub near_len: u64,
-    /// Content that is read ahead, bytes, and what the last batch has more: it is in memory until it is written.
+    /// A frame's content is scattered if it stands in a stretch of the disk that is more than so many times as long. Where less
+    /// is between it, the frame is opened once or twice in any case.
+    pub spread: u64,
+    /// Content that is read ahead at once, bytes. It is in memory until it is written: beside the next that is read ahead there
+    /// is that of the batches that wait, or are written.
     pub content_len: u64,
-    /// Pieces that are gathered, and what the last batch has more; about 300 bytes each.
+    /// Pieces that are gathered, and what the last batch has more; about 400 bytes each.
     pub pieces: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            piece_len: 12 << 10,
-            frames_len: 20 << 20,
-            near_len: 8 << 20,
-            content_len: 96 << 20,
-            pieces: 64 << 10,
-        }
+        Self { piece_len: 16 << 10, frames_len: 20 << 20, spread: 4, content_len: 96 << 20, pieces: 64 << 10 }
     }
 }
 
@@ -48,7 +45,7 @@ impl Default for Limits {
 impl Limits {
     /// By these everything is scattered.
     pub const EVERYTHING: Self =
-        Self { piece_len: u64::MAX, frames_len: 0, near_len: 0, content_len: 96 << 20, pieces: 64 << 10 };
+        Self { piece_len: u64::MAX, frames_len: 0, spread: 0, content_len: 96 << 20, pieces: 64 << 10 };
 }
 
 /// Of so many pieces one is looked up to see in how many frames a batch stands.
@@ -65,6 +62,14 @@ struct Use {
     start: u64,
     end: u64,
     len: u64,
+}
+
+impl Use {
+    /// Returns how much of it is to be read ahead, bytes: all or nothing.
+    fn ahead_len(&self, spread: u64) -> u64 {
+        let span = self.end.saturating_sub(self.start);
+        if span > self.len.saturating_mul(spread) { self.len } else { 0 }
+    }
 }
 
 /// Batches of which some is read ahead.
@@ -191,9 +196,8 @@ impl<'a, 'r> Scattered<'a, 'r> {
             let frame = self.frames.entry(frame_of(&place)).or_insert(new);
             let before = *frame;
             *frame = Use { end: before.end.max(range.end()), len: before.len + range.len(), ..before };
-            // from the piece on that is too far from the first one, all of them count
-            let ahead = |frame: &Use| if is_far(frame, self.limits.near_len) { frame.len } else { 0 };
-            self.content_len += ahead(frame) - ahead(&before);
+            self.content_len -= before.ahead_len(self.limits.spread);
+            self.content_len += frame.ahead_len(self.limits.spread);
         }
         Ok(())
     }
@@ -203,13 +207,20 @@ impl<'a, 'r> Scattered<'a, 'r> {
         self.content_len >= self.limits.content_len || self.pieces >= self.limits.pieces
     }
 
-    /// Reads ahead, on all cores, and returns what was gathered. What cannot be read is left to those who take it up.
+    /// Reads ahead, on all cores, and returns what was gathered. At the first failure reading ahead ends: the rest is left to
+    /// those who take it up, and they meet the failure too.
     ///
     /// # Errors
     /// [`crate::error::Error::Cancelled`].
     pub fn read(&mut self) -> Result<Vec<Vec<Piece>>> {
         let mut batches = std::mem::take(&mut self.batches);
-        let mut ahead: Vec<Vec<Ahead>> = batches.iter().map(|batch| self.ahead_of(batch)).collect();
+        if batches.is_empty() {
+            return Ok(batches);
+        }
+        // one batch can make many frames scattered at once
+        let mut room = self.limits.content_len;
+        let mut ahead: Vec<Vec<Ahead>> =
+            batches.iter().map(|batch| self.ahead_of(batch, &mut room)).collect();
         let len = |pieces: &Vec<Ahead>| pieces.iter().map(Ahead::len).sum();
         let mut memory: Vec<Vec<u8>> = ahead.iter().map(|pieces| vec![0; len(pieces)]).collect();
         let mut wanted = Vec::new();
@@ -230,13 +241,15 @@ impl<'a, 'r> Scattered<'a, 'r> {
         Ok(batches)
     }
 
-    /// Returns the pieces of a batch that are to be read ahead.
-    fn ahead_of(&self, batch: &[Piece]) -> Vec<Ahead> {
+    /// Returns the pieces of a batch that are to be read ahead, as long as there is room for them; bytes.
+    fn ahead_of(&self, batch: &[Piece], room: &mut u64) -> Vec<Ahead> {
         let mut ahead = Vec::new();
         for (at, piece) in batch.iter().enumerate() {
             let (EntryRef::Chunk { id, offset }, Some(place)) = (piece.entry, piece.place) else { continue };
             let frame = self.frames.get(&frame_of(&place));
-            if frame.is_some_and(|frame| is_far(frame, self.limits.near_len)) {
+            let is_wanted = frame.is_some_and(|frame| frame.ahead_len(self.limits.spread) > 0);
+            if is_wanted && let Some(left) = room.checked_sub(piece.range.len()) {
+                *room = left;
                 let (range, offset) = (piece.range, offset as usize);
                 ahead.push(Ahead { at, range, id, offset, place, is_read: false });
             }
@@ -248,22 +261,25 @@ impl<'a, 'r> Scattered<'a, 'r> {
         wanted.sort_unstable_by_key(|(piece, _)| (frame_of(&piece.place), piece.place.offset));
         let frames: Vec<_> =
             wanted.chunk_by_mut(|(a, _), (b, _)| frame_of(&a.place) == frame_of(&b.place)).collect();
+        let has_failed = AtomicBool::new(false);
         frames.into_par_iter().try_for_each(|pieces| {
-            pieces.iter_mut().try_for_each(|(piece, room)| {
+            for (piece, room) in pieces {
                 self.monitor.check()?;
+                if has_failed.load(Ordering::Relaxed) {
+                    break;
+                }
                 let chunk = self.reader.read_at(ChunkKind::Data, piece.id, &[piece.place]);
                 if let Ok(bytes) = part_of(chunk, piece.range, piece.id, piece.offset) {
                     room.copy_from_slice(&bytes);
                     piece.is_read = true;
+                } else {
+                    // a disk that does not answer takes its time for each try
+                    has_failed.store(true, Ordering::Relaxed);
                 }
-                Ok(())
-            })
+            }
+            Ok(())
         })
     }
-}
-
-fn is_far(frame: &Use, near_len: u64) -> bool {
-    frame.end.saturating_sub(frame.start) > near_len
 }
 
 /// Gives a batch what was read of it: it stands in `memory`, one piece behind the other.

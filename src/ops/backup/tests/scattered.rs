@@ -79,14 +79,14 @@ impl Reading {
 
     /// Returns what was read, and the disk that came of it.
     fn content(&self, world: &World) -> (DiskRead, Vec<u8>) {
-        let sink = Buffer(Mutex::new(vec![0xee; LEN as usize]));
+        let sink = Buffer(Mutex::new(vec![0xee; world.content(0).len()]));
         let read = self.read(world, &sink).0.unwrap();
         (read, sink.0.into_inner().unwrap())
     }
 }
 
-/// By these the disk is read in three parts.
-const PARTS: Limits = Limits { content_len: 6 << 20, ..Limits::EVERYTHING };
+/// By these the disk is gathered in three parts: batches have 4 MiB.
+const PARTS: Limits = Limits { content_len: 5 << 20, ..Limits::EVERYTHING };
 
 /// Spoils some of what the first point stored and the newest one still needs, all of it behind the disk's first third.
 fn spoil_the_end(world: &World) {
@@ -126,7 +126,7 @@ fn what_is_scattered_is_read_in_the_order_of_its_frames() {
 #[test]
 fn what_is_read_together_is_the_disk() {
     let world = written_all_over();
-    for limits in [Limits::EVERYTHING, PARTS, Limits { pieces: 5000, ..PARTS }] {
+    for limits in [Limits::EVERYTHING, PARTS, Limits { pieces: 1500, ..Limits::EVERYTHING }] {
         let (read, content) = Reading::by(limits).content(&world);
         assert!(content == world.content(0));
         assert!(read.missing.is_empty());
@@ -134,21 +134,52 @@ fn what_is_read_together_is_the_disk() {
 }
 
 #[test]
-fn a_little_between_what_is_scattered_is_read_with_it() {
-    let mut world = World::new(&[40 << 20]);
-    write(&mut world, 0, 40 << 20, 1);
-    world.backup(RequestedLevel::Auto);
-    // 4 MiB at the beginning and further on are in pieces; 8 or 24 MiB between them are not
-    for second in [12u64, 28] {
-        for block in (0..1024).step_by(3) {
-            write(&mut world, block * BLOCK, BLOCK, second * 10_000 + block);
-            write(&mut world, (second << 20) + block * BLOCK, BLOCK, second * 20_000 + block);
-        }
+fn a_little_between_what_is_scattered_is_gathered_with_it() {
+    // 4 MiB at the beginning and further on are in pieces of 8 points, 8 or 24 MiB between them are not
+    let [together, apart] = [12u64, 28].map(|second| {
+        let mut world = World::new(&[36 << 20]);
+        write(&mut world, 0, 36 << 20, 1);
         world.backup(RequestedLevel::Auto);
-        let sink = Buffer(Mutex::new(vec![0xee; 40 << 20]));
-        let limits = Limits { piece_len: 12 << 10, ..Limits::EVERYTHING };
-        Reading::by(limits).read(&world, &sink).0.unwrap();
-        assert!(sink.0.into_inner().unwrap() == world.content(0), "{second}");
+        for point in 0..8 {
+            for block in (point..1024).step_by(12) {
+                write(&mut world, block * BLOCK, BLOCK, 10_000 + block);
+                write(&mut world, (second << 20) + block * BLOCK, BLOCK, 20_000 + block);
+            }
+            world.backup(RequestedLevel::Auto);
+        }
+        let limits = Limits { frames_len: 5 << 20, spread: 1, ..Limits::default() };
+        let (_, content) = Reading::by(limits).content(&world);
+        assert!(content == world.content(0), "{second}");
+        Reading::by(limits).read(&world, &Places::default()).2
+    });
+    // each point's frame is opened once or twice
+    assert!(together + 6 <= apart && apart <= together + 16, "{together}, {apart}");
+}
+
+#[test]
+fn no_more_is_read_ahead_than_there_is_room_for() {
+    let world = written_all_over();
+    let little = Limits { content_len: 1 << 20, ..Limits::EVERYTHING };
+    let (_, content) = Reading::by(little).content(&world);
+    assert!(content == world.content(0));
+    // of each batch a fourth is read ahead: the rest comes as if nothing were
+    let (_, _, reads) = Reading::by(little).read(&world, &Places::default());
+    let (_, _, of_all) = Reading::by(Limits::EVERYTHING).read(&world, &Places::default());
+    assert!(reads > of_all + POINTS as usize, "{reads}, {of_all}");
+}
+
+#[test]
+fn a_failure_ends_the_reading() {
+    let world = written_all_over();
+    let packs = world.storage.list(Folder::Packs).unwrap();
+    let longest = packs.iter().max_by_key(|pack| world.storage.len(pack.name).unwrap()).unwrap().name;
+    world.storage.tamper(longest, |bytes| Some(bytes[..4096].to_vec()));
+    for limits in [Limits::default(), Limits::EVERYTHING] {
+        let (read, reported, reads) = Reading::by(limits).read(&world, &Places::default());
+        assert!(read.unwrap_err().is_damage());
+        // no worker goes on to the end, and a frame is not tried for each piece
+        assert!(reported <= 8 << 20, "{reported}");
+        assert!(reads < 150, "{reads}");
     }
 }
 
@@ -178,5 +209,7 @@ fn reading_what_is_scattered_can_be_cancelled() {
     let cancel_at = reads - 12;
     let (read, _, until_then) = Reading { cancel_at, ..reading }.read(&world, &Places::default());
     assert!(matches!(read, Err(Error::Cancelled)), "{read:?}");
-    assert!((cancel_at..reads - 6).contains(&until_then), "{until_then} of {reads}");
+    // each thread may be at work on a frame
+    let most = cancel_at + 2 + rayon::current_num_threads();
+    assert!((cancel_at..most).contains(&until_then), "{until_then} of {reads}");
 }
