@@ -332,6 +332,7 @@ impl Worker<'_, '_> {
         place: Option<Location>,
     ) -> Result<ChunkBytes> {
         if place.is_some() {
+            // nothing is looked for behind it, and it would keep its frame
             self.last = None;
             return self.reader.read_at(ChunkKind::Data, id, place.as_slice());
         }
