@@ -1,7 +1,10 @@
 """Measures whole processes, and keeps what was measured in a file that later runs add to."""
 
+import datetime
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import time
@@ -41,6 +44,28 @@ class Failed(Exception):
 
 def say(text):
     print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def machine():
+    """What this is called where results are kept: those of different machines do not compare.
+
+    A model's name alone is the same for many generations of servers, and wide instructions make a program that has
+    use for them twice as fast.
+    """
+    about = {}
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            about.setdefault(name.strip(), value.strip())
+    flags = about.get("flags", "").split()
+    wide = next((text for flag, text in (("avx512bw", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "")
+    kind = ", ".join(text for text in (
+        about.get("model name", platform.machine()), f"family {about['cpu family']}" if "cpu family" in about else "",
+        f"model {about['model']}" if "model" in about else "", wide,
+    ) if text)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    release = re.match(r"[\d.]*\d", platform.release())
+    return f"{os.cpu_count()} cores ({kind}), {memory:.0f} GiB of memory, Linux {release[0] if release else platform.release()}"
 
 
 def busy():
@@ -141,9 +166,23 @@ class Results:
         self.samples.append(sample)
         stored = "" if size is None else f" {size / MIB:8.1f} MiB"
         say(f"{work:12} {tool:18} {sample.wall:7.2f} s {sample.cpu:7.2f} s CPU {sample.rss:5.0f} MiB RSS{stored}")
-        self.save()
+
+    def begin(self, part, rounds, code, cold, partly):
+        """Notes under what a part is measured. `partly`: what was measured of it before stays."""
+        facts, here = self.facts.setdefault("parts", {}), machine()
+        before = facts.get(part, {}).get("machine", here)
+        if partly and before != here:
+            raise Failed(f"{part} was measured on another machine ({before}): all of its tools have to be measured here")
+        # what else is at work makes figures worse: the reader has to know
+        facts[part] = {
+            "date": datetime.date.today().isoformat(), "code": code, "rounds": rounds, "load": round(os.getloadavg()[0], 1),
+            "cold": cold, "machine": here,
+        }
 
     def save(self):
+        """One sample to a line: the file is kept beside the report, for runs that measure some parts only."""
+        samples = ",\n".join("  " + json.dumps(asdict(sample)) for sample in self.samples)
+        facts = ",\n".join(f"  {json.dumps(name)}: {json.dumps(fact)}" for name, fact in self.facts.items())
         with open(self.path + ".new", "w") as file:
-            json.dump({"samples": [asdict(sample) for sample in self.samples], "facts": self.facts}, file, indent=1)
+            file.write(f'{{\n "samples": [\n{samples}\n ],\n "facts": {{\n{facts}\n }}\n}}\n')
         os.replace(self.path + ".new", self.path)

@@ -1,8 +1,6 @@
 """Writes what was measured as Markdown: medians, ratios to vmkeep, and the goal beside each figure."""
 
-import datetime
 import os
-import platform
 import re
 import statistics
 
@@ -101,12 +99,6 @@ class Figures:
     def median(self, work, tool, what):
         values = self.values(work, tool, what)
         return statistics.median(values) if values else None
-
-
-def machine():
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB of memory, Linux {platform.release()}"
 
 
 def table(figures, work):
@@ -261,6 +253,9 @@ def theirs_of(figures, work, peer, what):
 
 def hashing_rows(figures, facts):
     """What of a full with nothing changed is hashing, beside the same data hashed in one piece."""
+    machines = {facts.get("parts", {}).get(part, {}).get("machine") for part in ("profile", "history")}
+    if len(machines) > 1:
+        return []
     share = facts.get("profile", {}).get(stages.UNCHANGED, {}).get("hashing")
     ours, bare = figures.median("again", "vmkeep", "cpu"), figures.median("limits", "b3sum-data", "cpu")
     if not (share and ours and bare):
@@ -363,23 +358,25 @@ def large_rows(facts):
     return rows
 
 
-def caches(facts):
-    """What is said of the page cache where it could not be emptied, or where nobody knows."""
-    kept = [part for part in facts.get("load", {}) if not facts.get("cold", {}).get(part)]
-    if kept:
-        return [f"* the page cache was not emptied for {', '.join(kept)}: nothing there is sure to be from the disk"]
-    return []
+def parts_rows(facts):
+    """When, where and with which code each part was measured."""
+    parts = facts.get("parts", {})
+    machines = list(dict.fromkeys(part["machine"] for part in parts.values()))
+    places = {machine: chr(ord("A") + number) for number, machine in enumerate(machines)}
+    rows = [f"* machine {place}: {machine}" for machine, place in places.items()]
+    if len(machines) > 1:
+        rows.append("* each part on one machine, its tools in turn: times of different machines do not compare with each other")
+    rows += ["", "| part of `scripts/bench` | date | machine | code | rounds | load when it began |", "|---|---|---|---|---|---|"]
+    for name, part in parts.items():
+        place = places[part["machine"]]
+        rows.append(f"| {name} | {part['date']} | {place} | {part['code']} | {part['rounds']} | {part['load']:.1f} |")
+    # nothing there is sure to be from the disk
+    kept = [name for name, part in parts.items() if not part["cold"]]
+    return [*rows, "", *([f"The page cache was not emptied for {', '.join(kept)}.", ""] if kept else [])]
 
 
 def write(results):
     figures, facts = Figures(results.samples), results.facts
-    # those in AGES have rounds of their own
-    last = {}
-    for sample in results.samples:
-        if sample.work not in AGES:
-            last[sample.work, sample.tool] = 1 + max(sample.round, last.get((sample.work, sample.tool), 0) - 1)
-    fewest, most = min(last.values(), default=0), max(last.values(), default=0)
-    rounds = str(most) if fewest == most else f"{fewest} to {most}"
     data = facts.get("data", {})
     lines = [
         "# Results",
@@ -388,16 +385,10 @@ def write(results):
         "frame and everything else on. Times, CPU times and bytes are also given as ratios to vmkeep's: above 1 vmkeep is",
         "better. What a goal names is vmkeep's figure divided by the other's.",
         "",
-        f"* {datetime.date.today().isoformat()}: {machine()}, {rounds} rounds, tools in turn",
         f"* data: {len(data.get('fleet', []))} images of {data.get('virtual', 0) >> 30} GiB ({', '.join(data.get('fleet', []))}), "
         f"{data.get('steps', 0)} later states of db",
         *(f"* {tool}: {version}" for tool, version in facts.get("versions", {}).items()),
-        "* code, rounds and load of the machine when each part began: " + ", ".join(
-            f"{part} {facts.get('code', {}).get(part, 'unknown')}, {facts.get('rounds', {}).get(part, 'unknown')}, {load:.1f}"
-            for part, load in facts.get("load", {}).items()
-        ),
-        *caches(facts),
-        "",
+        *parts_rows(facts),
         "## Goals",
         "",
         *goal_rows(figures, facts),

@@ -109,7 +109,6 @@ def large_alone(part, *names):
     def run(options, results, lab, folder):
         place = os.path.join(folder, part)
         results.facts[part] = large(options, place, names)
-        results.save()
         shutil.rmtree(place)
 
     return run
@@ -140,7 +139,9 @@ def main():
     parser.add_argument("--report", help="the Markdown file to write")
     options = parser.parse_args()
     os.makedirs(options.work, exist_ok=True)
-    results = Results(os.path.join(options.work, "results.json"))
+    # beside the report: a part that is measured on its own, another day or elsewhere, joins what was measured before
+    kept = os.path.splitext(options.report)[0] + ".json" if options.report else os.path.join(options.work, "results.json")
+    results = Results(kept)
     # a short path: unix sockets live below it
     lab = Lab(options.lab, tempfile.mkdtemp(prefix="vmkb-", dir="/tmp"))
     os.chmod(lab.folder, 0o711)
@@ -152,19 +153,16 @@ def main():
     try:
         lab.start()
         for part in options.parts or PARTS:
-            # what else is at work makes figures worse: the reader has to know
-            results.facts["code"] = {**results.facts.get("code", {}), part: code()}
-            results.facts["rounds"] = {**results.facts.get("rounds", {}), part: options.rounds}
-            results.facts["load"] = {**results.facts.get("load", {}), part: os.getloadavg()[0]}
-            results.facts["cold"] = {**results.facts.get("cold", {}), part: cold()}
+            results.begin(part, options.rounds, code(), cold(), partly=part == "history" and bool(options.tools))
             parts[part](options, results, lab, options.work)
+            # a part that was broken off leaves what was measured before
+            results.save()
+            if options.report:
+                with open(options.report, "w") as out:
+                    out.write(report.write(results))
     finally:
         lab.stop()
         shutil.rmtree(lab.folder, ignore_errors=True)
-    results.save()
-    if options.report:
-        with open(options.report, "w") as out:
-            out.write(report.write(results))
 
 
 if __name__ == "__main__":

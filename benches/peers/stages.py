@@ -99,7 +99,6 @@ def profile(program, folder, results, history, lab):
         os.unlink(out)
     shutil.rmtree(tool.root)
     results.facts["profile"] = shares
-    results.save()
 
 
 def rows(facts):
