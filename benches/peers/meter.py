@@ -167,14 +167,22 @@ class Results:
         stored = "" if size is None else f" {size / MIB:8.1f} MiB"
         say(f"{work:12} {tool:18} {sample.wall:7.2f} s {sample.cpu:7.2f} s CPU {sample.rss:5.0f} MiB RSS{stored}")
 
-    def begin(self, part, rounds, code, cold, partly):
-        """Notes under what a part is measured. `partly`: what was measured of it before stays."""
-        facts, here = self.facts.setdefault("parts", {}), machine()
-        before = facts.get(part, {}).get("machine", here)
-        if partly and before != here:
-            raise Failed(f"{part} was measured on another machine ({before}): all of its tools have to be measured here")
+    def begin(self, part, rounds, code, cold, tools=None):
+        """Notes under what a part is measured; of these tools only where they are named, and the rest of it stays."""
+        parts, here = self.facts.setdefault("parts", {}), machine()
+        of_part = [name for name in parts if name == part or name.startswith(f"{part}: ")]
+        elsewhere = next((parts[name]["machine"] for name in of_part if parts[name]["machine"] != here), None)
+        name = part
+        if tools:
+            if elsewhere:
+                raise Failed(f"{part} was measured on another machine ({elsewhere}): all of its tools have to be measured here")
+            name = f"{part}: {', '.join(tools)}, {code}"
+            rounds += parts.get(name, {}).get("rounds", 0)
+        else:
+            for old in of_part:
+                del parts[old]
         # what else is at work makes figures worse: the reader has to know
-        facts[part] = {
+        parts[name] = {
             "date": datetime.date.today().isoformat(), "code": code, "rounds": rounds, "load": round(os.getloadavg()[0], 1),
             "cold": cold, "machine": here,
         }

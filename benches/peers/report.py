@@ -369,7 +369,8 @@ def parts_rows(facts):
     rows += ["", "| part of `scripts/bench` | date | machine | code | rounds | load when it began |", "|---|---|---|---|---|---|"]
     for name, part in parts.items():
         place = places[part["machine"]]
-        rows.append(f"| {name} | {part['date']} | {place} | {part['code']} | {part['rounds']} | {part['load']:.1f} |")
+        # of some tools alone: the commit is in the name, so that no run's row takes the place of another's
+        rows.append(f"| {name.removesuffix(', ' + part['code'])} | {part['date']} | {place} | {part['code']} | {part['rounds']} | {part['load']:.1f} |")
     # nothing there is sure to be from the disk
     kept = [name for name, part in parts.items() if not part["cold"]]
     return [*rows, "", *([f"The page cache was not emptied for {', '.join(kept)}.", ""] if kept else [])]

@@ -19,6 +19,8 @@ from meter import Failed, Results, cold, output, say
 from tools import Vmkeep, VmkeepFile, peers
 
 PARTS = ["history", "live", "writes", "age", "profile", "index", "metadata", "scale", "year"]
+#: those of which a run makes as many rounds as are asked for
+REPEATED = ["history", "live", "writes"]
 
 
 def history(options, results, lab, folder):
@@ -78,6 +80,8 @@ def aged(options, results, lab, folder):
 
 
 def profile(options, results, lab, folder):
+    # shares of another day, or machine, are not those of this run where it has none
+    results.facts.pop("profile", None)
     work = works.History(options.data, results)
     if work.steps >= 2:
         stages.profile(options.vmkeep, folder, results, work, lab)
@@ -141,6 +145,8 @@ def main():
     os.makedirs(options.work, exist_ok=True)
     # beside the report: a part that is measured on its own, another day or elsewhere, joins what was measured before
     kept = os.path.splitext(options.report)[0] + ".json" if options.report else os.path.join(options.work, "results.json")
+    if kept == options.report:
+        parser.error("the report's name cannot end in .json: the samples are kept beside it under that name")
     results = Results(kept)
     # a short path: unix sockets live below it
     lab = Lab(options.lab, tempfile.mkdtemp(prefix="vmkb-", dir="/tmp"))
@@ -153,7 +159,8 @@ def main():
     try:
         lab.start()
         for part in options.parts or PARTS:
-            results.begin(part, options.rounds, code(), cold(), partly=part == "history" and bool(options.tools))
+            rounds = age.RESTORES if part == "age" else options.rounds if part in REPEATED else 1
+            results.begin(part, rounds, code(), cold(), options.tools if part == "history" else None)
             parts[part](options, results, lab, options.work)
             # a part that was broken off leaves what was measured before
             results.save()
