@@ -239,7 +239,7 @@ mod b_packs {
     fn bare_write_and_sync(bencher: Bencher<'_, '_>) {
         let (dir, pack) = (tempfile::tempdir().unwrap(), pack(&stored_frames()));
         let mut number = 0;
-        bencher.counter(BytesCount::of_slice(&pack.bytes)).bench_local(|| {
+        bencher.counter(BytesCount::of_slice(&*pack.bytes)).bench_local(|| {
             number += 1;
             let mut file = File::create(dir.path().join(format!("{number}"))).unwrap();
             file.write_all(&pack.bytes).unwrap();
@@ -254,7 +254,7 @@ mod b_packs {
         let url = dir.path().join("repository");
         let storage = vmkeep::storage::create_url(url.to_str().unwrap()).unwrap();
         let mut number = 0u64;
-        bencher.counter(BytesCount::of_slice(&pack.bytes)).bench_local(|| {
+        bencher.counter(BytesCount::of_slice(&*pack.bytes)).bench_local(|| {
             number += 1;
             let id = PackId::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes());
             storage.put_new(ObjectName::Pack(id), &pack.bytes).unwrap();

@@ -84,6 +84,21 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// Creates an aligned buffer that is empty, and gets up to `len` bytes without being moved ([`Buffer::extend`]).
+    pub fn with_room(len: usize) -> Self {
+        let mut memory: Vec<u8> = Vec::with_capacity(len.saturating_add(ALIGN));
+        let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
+        memory.resize(start, 0);
+        Self { memory, range: start..start, pool: None }
+    }
+
+    /// Appends `bytes`. Where there is no room for them all is moved, and may not be aligned any more.
+    pub fn extend(&mut self, bytes: &[u8]) {
+        self.memory.truncate(self.range.end);
+        self.memory.extend_from_slice(bytes);
+        self.range.end = self.memory.len();
+    }
+
     /// Cuts off what stands behind `at` bytes and returns a copy of it.
     pub fn split_off(&mut self, at: usize) -> Self {
         let tail = self.get(at..).unwrap_or_default().to_vec();
@@ -194,6 +209,25 @@ mod tests {
         assert_eq!((kept(1 << 20), kept(128 << 10), kept(4096)), (2, 1, 0), "a short one is not kept");
         drop((0..100).map(|_| pool.take(1 << 20)).collect::<Vec<_>>());
         assert_eq!((kept(1 << 20), kept(128 << 10)), (MAX_SPARE_BUFFERS - 1, 1), "not for ever more");
+    }
+
+    #[test]
+    fn room_is_filled_in_place() {
+        let mut buffer = Buffer::with_room(1 << 20);
+        let place = buffer.as_ptr();
+        assert_eq!((buffer.len(), place.align_offset(ALIGN)), (0, 0));
+        buffer.extend(&[1; 5000]);
+        buffer.truncate(4999);
+        buffer.extend(&vec![2; (1 << 20) - 4999]);
+        assert_eq!((buffer.as_ptr(), buffer.len()), (place, 1 << 20));
+        assert!(buffer[..4999].iter().all(|byte| *byte == 1) && buffer[4999..].iter().all(|byte| *byte == 2));
+        buffer.truncate(0);
+        buffer.extend(&[3; 2 << 20]);
+        assert_eq!(
+            (buffer.len(), buffer[0], buffer[(2 << 20) - 1]),
+            (2 << 20, 3, 3),
+            "more than there is room for"
+        );
     }
 
     #[test]

@@ -40,7 +40,9 @@ def history(options, results, lab, folder):
     results.facts["data"] = {"fleet": work.fleet, "steps": work.steps, "virtual": os.path.getsize(work.image("db.T0"))}
     if not options.tools or "limits" in options.tools:
         results.facts["fixed"] = works.fixed_blocks(work, folder)
-    for number in range(options.rounds):
+    # rounds of some tools come behind those that there are: what is noted of a round is not written over
+    begun = 1 + max((sample.round for sample in results.samples if sample.work in [*work.WORKS, "limits"]), default=-1)
+    for number in range(begun, begun + options.rounds):
         if not options.tools or "limits" in options.tools:
             works.Limits(work, folder).run(number)
         # each round begins with another one, so that nobody is always the first

@@ -1,5 +1,6 @@
 //! Packs: frames lined up in a file, with the table that finds them.
 
+use crate::buffer::Buffer;
 use crate::chunk::frame::EncodedFrame;
 use crate::error::{Error, FormatFault, Result};
 use crate::format::limits::{MAX_PACK_LEN, MAX_PACK_TABLE_LEN};
@@ -24,7 +25,7 @@ pub struct FinishedPack {
     pub id: PackId,
     pub kind: PackKind,
     /// The whole file.
-    pub bytes: Vec<u8>,
+    pub bytes: Buffer,
     pub table: PackTable,
 }
 
@@ -36,9 +37,9 @@ impl FinishedPack {
     pub fn twin(&self, salt: [u8; 32]) -> Result<Self> {
         let fault = |fault| Error::malformed(format!("pack {}", self.id), fault);
         let header = PackHeader { salt, ..PackHeader::decode(&self.bytes).map_err(fault)? };
-        let mut bytes = header.encode();
-        bytes.reserve_exact(self.bytes.len().saturating_sub(bytes.len()));
-        bytes.extend_from_slice(self.bytes.get(PACK_HEADER_LEN..).unwrap_or_default());
+        let mut bytes = Buffer::with_room(self.bytes.len());
+        bytes.extend(&header.encode());
+        bytes.extend(self.bytes.get(PACK_HEADER_LEN..).unwrap_or_default());
         let id = PackId::from_bytes(*blake3::hash(&bytes).as_bytes());
         Ok(Self { id, kind: self.kind, bytes, table: self.table.clone() })
     }
@@ -48,7 +49,7 @@ impl FinishedPack {
 #[derive(Debug)]
 pub struct PackBuilder {
     kind: PackKind,
-    bytes: Vec<u8>,
+    bytes: Buffer,
     hasher: blake3::Hasher,
     table: PackTable,
 }
@@ -56,13 +57,13 @@ pub struct PackBuilder {
 impl PackBuilder {
     /// Begins a pack; the salt has to be drawn at random, so that no two packs have one id.
     pub fn new(kind: PackKind, repository: RepositoryId, salt: [u8; 32]) -> Self {
-        Self::reusing(Vec::new(), kind, repository, salt)
+        Self::reusing(Buffer::with_room(0), kind, repository, salt)
     }
 
     /// As [`PackBuilder::new`], in memory that another pack had: new memory has to be cleared by the system first.
-    pub fn reusing(mut bytes: Vec<u8>, kind: PackKind, repository: RepositoryId, salt: [u8; 32]) -> Self {
-        bytes.clear();
-        bytes.extend_from_slice(&PackHeader { kind, repository, salt }.encode());
+    pub fn reusing(mut bytes: Buffer, kind: PackKind, repository: RepositoryId, salt: [u8; 32]) -> Self {
+        bytes.truncate(0);
+        bytes.extend(&PackHeader { kind, repository, salt }.encode());
         let mut hasher = blake3::Hasher::new();
         hasher.update(&bytes);
         Self { kind, bytes, hasher, table: PackTable::default() }
@@ -75,7 +76,7 @@ impl PackBuilder {
     pub fn push(&mut self, frame: &EncodedFrame) -> Result<()> {
         let offset = self.fit(frame)?;
         let index = u32::try_from(self.table.frames.len()).unwrap_or(u32::MAX);
-        self.bytes.extend_from_slice(&frame.bytes);
+        self.bytes.extend(&frame.bytes);
         self.hasher.update(&frame.bytes);
         self.table.frames.push(FrameEntry { offset, stored_len: frame.stored_len, raw_len: frame.raw_len });
         self.table.chunks.extend(frame.chunks.iter().map(|chunk| TableChunk {
@@ -136,7 +137,7 @@ impl PackBuilder {
         let tail = table
             .encode_tail(bytes.len() as u64)
             .map_err(|fault| Error::malformed("the table of a new pack", fault))?;
-        bytes.extend_from_slice(&tail);
+        bytes.extend(&tail);
         hasher.update(&tail);
         Ok(FinishedPack { id: PackId::from_bytes(*hasher.finalize().as_bytes()), kind, bytes, table })
     }

@@ -25,6 +25,7 @@ use super::reader::ChunkReader;
 use super::rules::Rule;
 use super::share::{PackBytes, Permits, Portion};
 use super::{Repository, random};
+use crate::buffer::Buffer;
 use crate::chunk::{EncodedFrame, FinishedPack, FrameBuilder, PackBuilder, RawFrame};
 use crate::error::{Error, Result};
 use crate::format::limits::SEGMENT_TARGET_CHUNKS;
@@ -283,7 +284,7 @@ pub fn write_more<T>(
         // none is queued, 32 MiB each by default: the pack thread holds the next one while others are put
         let (pack_sender, pack_receiver) = bounded::<FinishedPack>(0);
         let (stored_sender, stored_receiver) = bounded::<StoredPack>(STORED_QUEUE);
-        let (used_sender, used_receiver) = bounded::<Vec<u8>>(puts);
+        let (used_sender, used_receiver) = bounded::<Buffer>(puts);
         scope.spawn(move || {
             let packer = Packer::new(repository, held, pack_sender, used_receiver);
             let result = packer.run(&encoded_receiver, permits);
@@ -357,7 +358,7 @@ struct Packer<'a> {
     metadata: Option<PackBuilder>,
     packs: Sender<FinishedPack>,
     /// Memory of packs that are stored.
-    used: Receiver<Vec<u8>>,
+    used: Receiver<Buffer>,
 }
 
 impl<'a> Packer<'a> {
@@ -365,7 +366,7 @@ impl<'a> Packer<'a> {
         repository: &'a Repository,
         held: &'a PackBytes<'a>,
         packs: Sender<FinishedPack>,
-        used: Receiver<Vec<u8>>,
+        used: Receiver<Buffer>,
     ) -> Self {
         Self { repository, held, data: None, metadata: None, packs, used }
     }
@@ -437,9 +438,9 @@ impl<'a> Packer<'a> {
 
 /// Returns memory for a pack at once. What a short one does not use is never there; and of so much the allocator keeps
 /// nothing for itself when it is freed, as it does of the pieces in which it would grow.
-fn pack_memory(target_len: u64) -> Vec<u8> {
+fn pack_memory(target_len: u64) -> Buffer {
     let len = target_len.saturating_add(target_len / PACK_ROOM);
-    Vec::with_capacity(usize::try_from(len).unwrap_or(0))
+    Buffer::with_room(usize::try_from(len).unwrap_or(0))
 }
 
 /// A pack that is durable.
@@ -456,7 +457,7 @@ fn put_packs(
     held: &PackBytes<'_>,
     packs: &Receiver<FinishedPack>,
     stored: &Sender<StoredPack>,
-    used: &Sender<Vec<u8>>,
+    used: &Sender<Buffer>,
     failed: &FirstFailure,
 ) -> Result<()> {
     for FinishedPack { id, kind, bytes, table } in packs {

@@ -10,6 +10,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 pub use crate::buffer::ALIGN;
+use crate::buffer::Buffer;
 
 /// Bytes in one write.
 const PIECE_LEN: usize = 1 << 20;
@@ -41,12 +42,18 @@ pub(super) fn write_new(file: &File, path: &Path, bytes: &[u8]) -> Result<()> {
     if let Err(errno @ (Errno::NOSPC | Errno::DQUOT)) = room {
         return Err(errno.into());
     }
-    let mut memory = vec![0; PIECE_LEN + ALIGN];
-    let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
+    let is_aligned = bytes.as_ptr().align_offset(ALIGN) == 0;
+    // packs are; what is not goes through memory that is
+    let mut memory = Buffer::with_room(if is_aligned { 0 } else { PIECE_LEN });
     let mut done = 0;
     for piece in bytes.get(..blocks).unwrap_or_default().chunks(PIECE_LEN) {
-        let Some(aligned) = memory.get_mut(start..start + piece.len()) else { break };
-        aligned.copy_from_slice(piece);
+        let aligned = if is_aligned {
+            piece
+        } else {
+            memory.truncate(0);
+            memory.extend(piece);
+            &memory
+        };
         match direct.write_all_at(aligned, done as u64) {
             Ok(()) => done += piece.len(),
             Err(error) if is_refusal(&error) => break,
@@ -69,9 +76,13 @@ mod tests {
                 [0, 1, 4096, MIN_LEN - 1, MIN_LEN, MIN_LEN + 1, 3 * PIECE_LEN + 4096, 3 * PIECE_LEN + 4099]
             {
                 let bytes: Vec<u8> = (0..len).map(|at| (at / 7 % 251) as u8).collect();
-                let path = dir.path().join(len.to_string());
-                write_new(&File::create_new(&path).unwrap(), &path, &bytes).unwrap();
-                assert!(std::fs::read(&path).unwrap() == bytes, "{len} bytes");
+                let mut aligned = Buffer::with_room(len);
+                aligned.extend(&bytes);
+                for (name, bytes) in [("any", bytes.as_slice()), ("aligned", &aligned)] {
+                    let path = dir.path().join(format!("{len}-{name}"));
+                    write_new(&File::create_new(&path).unwrap(), &path, bytes).unwrap();
+                    assert!(std::fs::read(&path).unwrap() == bytes, "{len} bytes, {name}");
+                }
             }
         }
     }

@@ -171,7 +171,7 @@ impl Example {
         ];
         files.extend(
             [&self.data, &self.metadata, &self.twin]
-                .map(|pack| (ObjectName::Pack(pack.id).to_string(), pack.bytes.clone())),
+                .map(|pack| (ObjectName::Pack(pack.id).to_string(), pack.bytes.to_vec())),
         );
         files.sort();
         files
