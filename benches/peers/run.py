@@ -43,12 +43,10 @@ def history(options, results, lab, folder):
     # rounds of some tools come behind those that there are: what is noted of a round is not written over
     begun = 1 + max((sample.round for sample in results.samples if sample.work in [*work.WORKS, "limits"]), default=-1)
     for number in range(begun, begun + options.rounds):
-        if not options.tools or "limits" in options.tools:
-            works.Limits(work, folder).run(number)
+        limits = works.Limits(work, folder) if not options.tools or "limits" in options.tools else None
         # each round begins with another one, so that nobody is always the first
         turn = number % max(len(tools), 1)
-        for tool in tools[turn:] + tools[:turn]:
-            work.run(tool, number)
+        work.run(tools[turn:] + tools[:turn], limits, number)
     domain.remove()
 
 

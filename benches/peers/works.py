@@ -1,5 +1,6 @@
 """The works that are measured. Each is the same for every tool, and each restore is compared bit for bit."""
 
+import itertools
 import os
 import shutil
 
@@ -7,6 +8,10 @@ from content import data_ranges
 from lab import Domain
 from meter import MIB, Failed, Sample, cold, measure, output, same, say, tree_size, warm
 from tools import Virtnbdbackup, Vmkeep
+
+
+#: how often a round restores and checks: what does not last long, and changes nothing
+READS = 3
 
 
 class History:
@@ -26,7 +31,19 @@ class History:
     def image(self, name):
         return os.path.join(self.data, f"{name}.raw")
 
-    def run(self, tool, number):
+    def run(self, tools, limits, number):
+        """A round: of each work every tool has its turn before the next work begins, so that those that are compared run within
+        minutes, and a busy host is busy for all of them."""
+        turns = [self.turn(tool, number) for tool in tools]
+        if limits is not None:
+            turns.append(limits.turn(number))
+        for _ in itertools.zip_longest(*turns):
+            pass
+        for tool in tools:
+            shutil.rmtree(tool.root)
+
+    def turn(self, tool, number):
+        """What one tool does in a round; gives way to the others behind each work."""
         add = lambda work, sample, size=None: self.results.add(sample, work, tool.name, number, size)
         tool.reset()
         first = Sample("", "", 0)
@@ -35,6 +52,7 @@ class History:
             first.add(tool.backup(name, self.image(name)))
         before = tool.size()
         add("first", first, before)
+        yield
         later = Sample("", "", 0)
         for step in range(1, self.steps + 1):
             name = f"db.T{step}"
@@ -43,18 +61,23 @@ class History:
                 add("T1", Sample("", "", 0, later.wall, later.cpu, later.rss), tool.size() - before)
         size = tool.size()
         add("next", later, size - before)
+        yield
         warm(self.image(self.last))
         add("again", tool.again(self.last, self.image(self.last)), tool.size() - size)
         if isinstance(tool, Vmkeep):
             self.note("again", tool, number, tool.newest["stats"]["stored_bytes"])
-        cold()
-        add("restore", tool.restore(self.last, self.image(self.last)))
-        same(tool.restored(self.last, self.image(self.last)), self.image(self.last))
-        tool.clean()
-        cold()
-        add("check", tool.check())
-        self.prune(tool, number, add)
-        shutil.rmtree(tool.root)
+        yield
+        for _ in range(READS):
+            cold()
+            add("restore", tool.restore(self.last, self.image(self.last)))
+            same(tool.restored(self.last, self.image(self.last)), self.image(self.last))
+            tool.clean()
+            yield
+        for _ in range(READS):
+            cold()
+            add("check", tool.check())
+            yield
+        yield from self.prune(tool, number, add)
 
     def note(self, fact, tool, number, value):
         self.results.facts.setdefault(fact, {}).setdefault(tool.name, {})[str(number)] = value
@@ -66,10 +89,12 @@ class History:
         # the size is taken behind the work
         sample = tool.drop([f"db.T{step}" for step in range(0, self.steps, 2)])
         add("prune", sample, tool.size())
+        yield
         cold()
         sample = tool.prune_all()
         if sample is not None:
             add("prune-all", sample, tool.size())
+        yield
         self.check_after(tool)
 
     def check_after(self, tool):
@@ -90,27 +115,32 @@ class Limits:
         self.folder = folder
         self.out, self.log = os.path.join(folder, "limit.raw"), os.path.join(folder, "limits.log")
 
-    def run(self, number):
-        """Each as the work that it is compared with: hashed out of the page cache, copied from the disk and synced."""
+    def turn(self, number):
+        """Each as the work that it is compared with, and right behind it: hashed out of the page cache, copied from the disk and
+        synced."""
+        yield
+        yield
         dense = os.path.join(self.folder, "limit.data")
         keep_data(self.image, dense)
-        commands = {
-            "b3sum": ["b3sum", "--num-threads", "2", self.image],
-            "b3sum-data": ["b3sum", "--num-threads", "2", dense],
-            "b3sum-1": ["b3sum", "--num-threads", "1", self.image],
+        for name, threads, path in (("b3sum", 2, self.image), ("b3sum-data", 2, dense), ("b3sum-1", 1, self.image)):
+            warm(path)
+            self.add(number, name, ["b3sum", "--num-threads", threads, path])
+        os.unlink(dense)
+        yield
+        copies = {
             "nbdcopy": ["nbdcopy", "--flush", "--", "[", "qemu-nbd", "-r", "-f", "raw", self.image, "]", self.out],
             "dd": ["dd", f"if={self.image}", f"of={self.out}", "bs=4M", "conv=sparse,fsync"],
         }
-        for name, argv in commands.items():
-            if name.startswith("b3sum"):
-                warm(argv[-1])
-            else:
+        for _ in range(READS):
+            for name, argv in copies.items():
                 cold()
-            self.results.add(measure(argv, self.log), "limits", name, number)
-            if os.path.exists(self.out):
+                self.add(number, name, argv)
                 same(self.out, self.image)
                 os.unlink(self.out)
-        os.unlink(dense)
+            yield
+
+    def add(self, number, name, argv):
+        self.results.add(measure(argv, self.log), "limits", name, number)
 
 
 def keep_data(image, path):
