@@ -24,7 +24,8 @@ REPEATED = ["history", "live", "writes"]
 
 
 def history(options, results, lab, folder):
-    work = works.History(options.data, results)
+    small = options.size == "small"
+    work = works.History(options.data, results, reads=1 if small else 3)
     found, missing = peers(folder, options.tools)
     for text in missing:
         say(f"left out: {text}")
@@ -46,7 +47,11 @@ def history(options, results, lab, folder):
         limits = works.Limits(work, folder) if not options.tools or "limits" in options.tools else None
         # each round begins with another one, so that nobody is always the first
         turn = number % max(len(tools), 1)
-        work.run(tools[turn:] + tools[:turn], limits, number)
+        in_turn = tools[turn:] + tools[:turn]
+        # where there is little room one repository has to go before the next one comes
+        for group in [[tool] for tool in in_turn] or [[]] if small else [in_turn]:
+            work.run(group, limits, number)
+            limits = None
     domain.remove()
 
 

@@ -10,17 +10,14 @@ from meter import MIB, Failed, Sample, cold, measure, output, same, say, tree_si
 from tools import Virtnbdbackup, Vmkeep
 
 
-#: how often a round restores and checks: what does not last long, and changes nothing
-READS = 3
-
-
 class History:
     """First backups of all images, the later states of one, all of it read again, restored, checked, pruned."""
 
     WORKS = ["first", "next", "T1", "again", "restore", "check", "prune", "prune-all"]
 
-    def __init__(self, data, results):
-        self.data, self.results = data, results
+    def __init__(self, data, results, reads=1):
+        """`reads`: how often a round restores and checks, which does not last long and changes nothing."""
+        self.data, self.results, self.reads = data, results, reads
         self.fleet = [name for name in ("base", "base2", "web", "web2", "webxfs", "dev") if os.path.exists(self.image(name))]
         self.fleet.append("db.T0")
         self.steps = 0
@@ -32,8 +29,8 @@ class History:
         return os.path.join(self.data, f"{name}.raw")
 
     def run(self, tools, limits, number):
-        """A round: of each work every tool has its turn before the next work begins, so that those that are compared run within
-        minutes, and a busy host is busy for all of them."""
+        """Of each work every tool has its turn before the next work begins, so that those that are compared run within minutes,
+        and a busy host is busy for all of them."""
         turns = [self.turn(tool, number) for tool in tools]
         if limits is not None:
             turns.append(limits.turn(number))
@@ -67,13 +64,13 @@ class History:
         if isinstance(tool, Vmkeep):
             self.note("again", tool, number, tool.newest["stats"]["stored_bytes"])
         yield
-        for _ in range(READS):
+        for _ in range(self.reads):
             cold()
             add("restore", tool.restore(self.last, self.image(self.last)))
             same(tool.restored(self.last, self.image(self.last)), self.image(self.last))
             tool.clean()
             yield
-        for _ in range(READS):
+        for _ in range(self.reads):
             cold()
             add("check", tool.check())
             yield
@@ -111,7 +108,7 @@ class Limits:
     WORKS = ["limits"]
 
     def __init__(self, history, folder):
-        self.image, self.results = history.image(history.last), history.results
+        self.image, self.results, self.reads = history.image(history.last), history.results, history.reads
         self.folder = folder
         self.out, self.log = os.path.join(folder, "limit.raw"), os.path.join(folder, "limits.log")
 
@@ -131,7 +128,7 @@ class Limits:
             "nbdcopy": ["nbdcopy", "--flush", "--", "[", "qemu-nbd", "-r", "-f", "raw", self.image, "]", self.out],
             "dd": ["dd", f"if={self.image}", f"of={self.out}", "bs=4M", "conv=sparse,fsync"],
         }
-        for _ in range(READS):
+        for _ in range(self.reads):
             for name, argv in copies.items():
                 cold()
                 self.add(number, name, argv)
