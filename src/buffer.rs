@@ -92,8 +92,11 @@ impl Buffer {
         Self { memory, range: start..start, pool: None }
     }
 
-    /// Appends `bytes`. Where there is no room for them all is moved, and may not be aligned any more.
+    /// Appends `bytes`. Where there is no room for them all is moved, and may not be aligned any more; a pool does not get its
+    /// memory back.
     pub fn extend(&mut self, bytes: &[u8]) {
+        // its memory is of another length now
+        self.pool = None;
         self.memory.truncate(self.range.end);
         self.memory.extend_from_slice(bytes);
         self.range.end = self.memory.len();
@@ -204,7 +207,10 @@ mod tests {
         assert_eq!((short.len(), short.as_ptr().align_offset(ALIGN)), (4096, 0));
         let middle = pool.take(65_537);
         assert_eq!((middle.len(), middle.memory.len()), (65_537, (128 << 10) + ALIGN));
-        drop((again, other, short, middle));
+        let mut longer = pool.take(1 << 18);
+        longer.extend(&[7]);
+        assert_eq!(longer.len(), (1 << 18) + 1);
+        drop((again, other, short, middle, longer));
         let kept = |room: usize| pool.spare.lock().unwrap().by_room.get(&room).map_or(0, Vec::len);
         assert_eq!((kept(1 << 20), kept(128 << 10), kept(4096)), (2, 1, 0), "a short one is not kept");
         drop((0..100).map(|_| pool.take(1 << 20)).collect::<Vec<_>>());

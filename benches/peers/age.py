@@ -12,8 +12,6 @@ from lab import Domain
 from meter import MIB, Failed, cold, output, same, say
 from tools import Vmkeep
 
-#: how often each state is restored
-RESTORES = 5
 #: increments before a state, whose times count for it
 RECENT = 20
 #: written before each point of the disk that is written all over: after 200 of them its content is in small pieces
@@ -129,11 +127,11 @@ class Aging:
         self.vmkeep.vmkeep("forget", "-q", "-y", "--force", "--keep-last", str(points))
         self.vmkeep.vmkeep("prune", "-q")
 
-    def restore(self):
-        """Restores the states in turn, every second time backwards, so that none is always the first."""
+    def restore(self, rounds):
+        """Restores the states so many times, in turn, every second time backwards, so that none is always the first."""
         self.domain.remove()
         shutil.rmtree(self.vmkeep.root)
-        for number in range(RESTORES):
+        for number in range(rounds):
             for state in self.states[:: -1 if number % 2 else 1]:
                 cold()
                 self.results.add(state.tool.restore(state.label, state.truth), self.work, state.label, number)
@@ -161,7 +159,7 @@ def count_reads(trace, packs):
     return {"packs": len(files), "read": total}
 
 
-def fragments(lab, program, folder, results, raw, marks):
+def fragments(lab, program, folder, results, raw, marks, rounds):
     """Writes all over the disk; then what heals it: prune, and a new full."""
     aging = Aging(lab, program, folder, results, "age", seed=5)
     aging.begin(raw, BLOCKS)
@@ -176,14 +174,14 @@ def fragments(lab, program, folder, results, raw, marks):
     aging.forget_all_but(1)
     aging.keep("all but that forgotten, pruned")
     aging.keep_fresh(FRESH)
-    aging.restore()
+    aging.restore(rounds)
 
 
-def many_points(lab, program, folder, results, raw, marks):
+def many_points(lab, program, folder, results, raw, marks, rounds):
     """A few blocks for each point: the number of points alone should not matter."""
     aging = Aging(lab, program, folder, results, "points", seed=6)
     aging.begin(raw, 4)
     for point in marks:
         aging.increment_to(point)
         aging.keep(f"point {point}")
-    aging.restore()
+    aging.restore(rounds)

@@ -76,12 +76,17 @@ def aged(options, results, lab, folder):
     small = options.size == "small"
     disk, last = os.path.join(folder, "text.raw"), works.History(options.data, results)
     make_disk(disk, options.live_mib << 20, Text(seed=7))
-    age.fragments(lab, options.vmkeep, folder, results, disk, [6, 30, 60] if small else [6, 100, 200])
+    age.fragments(lab, options.vmkeep, folder, results, disk, [6, 30, 60] if small else [6, 100, 200], restores(options))
     image = last.image(last.last)
     if small or not os.path.exists(image):
         image = disk
-    age.many_points(lab, options.vmkeep, folder, results, image, [6, 150 if small else 500])
+    age.many_points(lab, options.vmkeep, folder, results, image, [6, 150 if small else 500], restores(options))
     os.unlink(disk)
+
+
+def restores(options):
+    """How often the part `age` restores each state."""
+    return 3 if options.size == "small" else 5
 
 
 def profile(options, results, lab, folder):
@@ -164,7 +169,7 @@ def main():
     try:
         lab.start()
         for part in options.parts or PARTS:
-            rounds = age.RESTORES if part == "age" else options.rounds if part in REPEATED else 1
+            rounds = restores(options) if part == "age" else options.rounds if part in REPEATED else 1
             results.begin(part, rounds, code(), cold(), options.tools if part == "history" else None)
             parts[part](options, results, lab, options.work)
             # a part that was broken off leaves what was measured before
