@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
+use vmkeep::buffer::Buffer;
 use vmkeep::chunk::{
     Cutter, EncodedFrame, FinishedPack, FrameBuilder, IdHasher, PackBuilder, RawFrame, open_frame,
 };
@@ -219,7 +220,8 @@ const REPOSITORY: RepositoryId = RepositoryId::from_bytes([3; 16]);
 
 /// A pack of 16 MiB.
 fn pack(frames: &[EncodedFrame]) -> FinishedPack {
-    let mut builder = PackBuilder::new(PackKind::Data, REPOSITORY, [9; 32]);
+    // as a session's
+    let mut builder = PackBuilder::reusing(Buffer::with_room(18 << 20), PackKind::Data, REPOSITORY, [9; 32]);
     frames.iter().for_each(|frame| builder.push(frame).unwrap());
     builder.finish().unwrap()
 }

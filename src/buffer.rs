@@ -92,8 +92,14 @@ impl Buffer {
         Self { memory, range: start..start, pool: None }
     }
 
-    /// Appends `bytes`. Where there is no room for them all is moved, and may not be aligned any more; a pool does not get its
-    /// memory back.
+    /// Returns true if it is aligned, and can have `len` bytes without being moved.
+    pub fn has_room(&self, len: usize) -> bool {
+        let is_aligned = self.memory.as_ptr().wrapping_add(self.range.start).align_offset(ALIGN) == 0;
+        is_aligned && self.memory.capacity() - self.range.start >= len
+    }
+
+    /// Appends `bytes`. If there is no room for them, everything is moved, and may not be aligned any more; a pool does not get
+    /// its memory back.
     pub fn extend(&mut self, bytes: &[u8]) {
         // its memory is of another length now
         self.pool = None;
@@ -209,8 +215,9 @@ mod tests {
         assert_eq!((middle.len(), middle.memory.len()), (65_537, (128 << 10) + ALIGN));
         let mut longer = pool.take(1 << 18);
         longer.extend(&[7]);
-        assert_eq!(longer.len(), (1 << 18) + 1);
-        drop((again, other, short, middle, longer));
+        drop(longer);
+        assert_eq!(pool.spare.lock().unwrap().bytes, 0, "one that has grown is not given back");
+        drop((again, other, short, middle));
         let kept = |room: usize| pool.spare.lock().unwrap().by_room.get(&room).map_or(0, Vec::len);
         assert_eq!((kept(1 << 20), kept(128 << 10), kept(4096)), (2, 1, 0), "a short one is not kept");
         drop((0..100).map(|_| pool.take(1 << 20)).collect::<Vec<_>>());
@@ -222,6 +229,7 @@ mod tests {
         let mut buffer = Buffer::with_room(1 << 20);
         let place = buffer.as_ptr();
         assert_eq!((buffer.len(), place.align_offset(ALIGN)), (0, 0));
+        assert!(buffer.has_room(1 << 20) && !buffer.has_room(1 << 21) && !Buffer::from(vec![1]).has_room(2));
         buffer.extend(&[1; 5000]);
         buffer.truncate(4999);
         buffer.extend(&vec![2; (1 << 20) - 4999]);

@@ -86,7 +86,7 @@ WORDS = {"wall": "time", "cpu": "CPU time", "size": "bytes stored"}
 
 
 class Figures:
-    """Medians over the rounds."""
+    """Medians over all runs: of a work that a round repeats, each counts."""
 
     def __init__(self, samples):
         self.samples = samples
@@ -236,8 +236,7 @@ def goal_rows(figures, facts):
     walls = [figures.median("points", state, "wall") for state in (last, first)]
     relative(rows, f"Restore of a disk's last state, {last}", f"time, {first}", 1.1, *walls)
     for pattern, otherwise, goal in AGE_GOALS:
-        # of several it is the last: the one with most points
-        state = next((state for state in reversed(figures.tools("age")) if re.match(pattern, state)), otherwise)
+        state = aged_state(figures, pattern) or otherwise
         walls = [figures.median("age", label, "wall") for label in (state, FRESH)]
         relative(rows, f"Restore of a disk that is written all over before each point: {state}", "time, in a new repository", goal, *walls)
     idle, own = figures.median("idle", "vmkeep", "wall"), figures.median("idle", "libvirt", "wall")
@@ -294,30 +293,37 @@ def look_up_rows(facts):
     if len(found) < len(LOOK_UPS) or found["known"]["value"] <= found["known"]["goal"]:
         return []
     known, new, bare = (found[key]["value"] for key in LOOK_UPS)
+    millions = re.search(r"\d+ million", found["known"]["name"]).group(0)
     return [
-        f"Of 100,000 look-ups: of chunks that the index has they take {known:.2f} s, of others {new:.2f} s: that is what the "
-        f"filters cost, which are asked for each. The rest, {10 * (known - new):.1f} µs for one, is the way to the block in which the "
-        "chunk stands, and that block: of 16 million chunks nearly each that is asked for stands in another one, which is read "
-        "from the page cache, its checksum computed, and given a place in RocksDB's cache that another one had. Reading blocks of "
-        f"4 KiB from the same files, and nothing else, takes {bare:.2f} s.",
+        f"Of 100,000 look-ups: of chunks that the index has they take {known:.2f} s, of others, for which the filters are asked and "
+        f"then mostly nothing, {new:.2f} s. What is left, {10 * (known - new):.1f} µs for one, is finding the block in which the chunk "
+        f"stands, and having it: of {millions} chunks nearly each that is asked for stands in a block of its own, which is read from "
+        "the page cache, checked, and takes the place of another one in RocksDB's cache. As a rough measure: reading pages of 4 KiB "
+        f"all over the same files, and nothing else, takes {bare:.2f} s.",
         "",
     ]
 
 
+def aged_state(figures, pattern):
+    """The state of the disk that is written all over; of several it is the last: the one with most points."""
+    return next((state for state in reversed(figures.tools("age")) if re.match(pattern, state)), None)
+
+
 def aged_rows(figures, facts):
     """What the restore after a full beside old points is made of, if our goal for it is missed."""
-    state = next((state for state in figures.tools("age") if re.match(AGE_GOALS[1][0], state)), None)
+    (points, *_), (full, _, goal), _ = AGE_GOALS
+    last, state = aged_state(figures, points), aged_state(figures, full)
     kept = facts.get("age", {})
-    if state is None or not all("read" in kept.get(label, {}) for label in (state, FRESH)):
+    if not all("read" in kept.get(label, {}) for label in (last, state, FRESH)):
         return []
-    ours, fresh = (figures.median("age", label, "wall") for label in (state, FRESH))
-    if ours <= AGE_GOALS[1][2] * fresh:
+    if figures.median("age", state, "wall") <= goal * figures.median("age", FRESH, "wall"):
         return []
+    stored, read = kept[state]["size"] - kept[last]["size"], kept[state]["read"]
     return [
-        f"Of the restore after a full, nothing pruned: it reads {kept[state]['read'] / MIB:.0f} MiB of packs, that of the same disk in a "
-        f"new repository {kept[FRESH]['read'] / MIB:.0f}. The full stores no chunk again that is there, and those that are there stand "
-        "in the frames of many increments, among what has been overwritten since. A prune that may drop the old points puts them "
-        "together.",
+        f"Of the restore after a full, nothing pruned: the full has stored {stored / MIB:.0f} MiB, cut anew; the restore reads "
+        f"{read / MIB:.0f} MiB of packs, in a new repository {kept[FRESH]['read'] / MIB:.0f}. So at least {(read - stored) / MIB:.0f} MiB are "
+        "frames of old increments, for what was not cut anew, among much that has been overwritten since. A prune that may drop "
+        "the old points puts it together.",
         "",
     ]
 

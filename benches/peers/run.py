@@ -49,7 +49,7 @@ def history(options, results, lab, folder):
         turn = number % max(len(tools), 1)
         in_turn = tools[turn:] + tools[:turn]
         # where there is little room one repository has to go before the next one comes
-        for group in [[tool] for tool in in_turn] or [[]] if small else [in_turn]:
+        for group in ([[tool] for tool in in_turn] or [[]]) if small else [in_turn]:
             work.run(group, limits, number)
             limits = None
     domain.remove()
@@ -133,7 +133,7 @@ def code():
     git = ["git", "-C", os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))]
     try:
         commit = output([*git, "log", "-1", "--format=%h"]).strip()
-        changed = output([*git, "status", "--porcelain", "--", "src", "benches/scale", "Cargo.lock"]).strip()
+        changed = output([*git, "status", "--porcelain", "--", "src", "benches/scale", "benches/peers", "Cargo.lock"]).strip()
     except (Failed, OSError):
         return "no commit"
     return commit + (" and changes" if changed else "")

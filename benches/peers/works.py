@@ -16,7 +16,7 @@ class History:
     WORKS = ["first", "next", "T1", "again", "restore", "check", "prune", "prune-all"]
 
     def __init__(self, data, results, reads=1):
-        """`reads`: how often a round restores and checks, which does not last long and changes nothing."""
+        """`reads`: how often a round restores and checks, which does not last long and changes nothing that matters."""
         self.data, self.results, self.reads = data, results, reads
         self.fleet = [name for name in ("base", "base2", "web", "web2", "webxfs", "dev") if os.path.exists(self.image(name))]
         self.fleet.append("db.T0")
@@ -29,15 +29,17 @@ class History:
         return os.path.join(self.data, f"{name}.raw")
 
     def run(self, tools, limits, number):
-        """Of each work every tool has its turn before the next work begins, so that those that are compared run within minutes,
-        and a busy host is busy for all of them."""
+        """Of each work each of `tools` has its turn before the next work begins, so that those that are compared run within
+        minutes, and a busy host is busy for all of them."""
         turns = [self.turn(tool, number) for tool in tools]
         if limits is not None:
             turns.append(limits.turn(number))
-        for _ in itertools.zip_longest(*turns):
-            pass
-        for tool in tools:
-            shutil.rmtree(tool.root)
+        try:
+            for _ in itertools.zip_longest(*turns):
+                pass
+        finally:
+            for folder in [tool.root for tool in tools] + ([] if limits is None else [limits.folder]):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def turn(self, tool, number):
         """What one tool does in a round; gives way to the others behind each work."""
@@ -109,12 +111,15 @@ class Limits:
 
     def __init__(self, history, folder):
         self.image, self.results, self.reads = history.image(history.last), history.results, history.reads
-        self.folder = folder
-        self.out, self.log = os.path.join(folder, "limit.raw"), os.path.join(folder, "limits.log")
+        self.folder = os.path.join(folder, "limits")
+        self.out, self.log = os.path.join(self.folder, "limit.raw"), os.path.join(folder, "limits.log")
 
     def turn(self, number):
-        """Each as the work that it is compared with, and right behind it: hashed out of the page cache, copied from the disk and
-        synced."""
+        """Each as the work that it is compared with, behind the tools' turns of that: hashed out of the page cache, copied from the
+        disk and synced."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.makedirs(self.folder)
+        # nothing is compared with them: "first" and "next"
         yield
         yield
         dense = os.path.join(self.folder, "limit.data")

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::buffer::Buffer;
 use crate::error::{Error, FormatFault, Result};
 use crate::format::config::CutterParams;
 use crate::format::limits::{MAX_CHUNK_LEN, MAX_FRAME_CHUNKS, MAX_FRAME_RAW_LEN, MAX_PACK_LEN};
@@ -271,6 +272,22 @@ fn chunks_of_wrong_lengths_do_not_get_into_frames() {
         assert!(matches!(builder.push(ChunkKind::Data, id, &vec![1; len]), Err(Error::Malformed { .. })));
     }
     assert!(builder.flush().is_none());
+}
+
+#[test]
+fn a_pack_stays_where_it_can_be_written_from() {
+    let frames = frames_of(&[(ChunkKind::Data, noise(1, 100_000))], 1 << 20, 1);
+    let mut memory = Buffer::with_room(1 << 20);
+    let place = memory.as_ptr();
+    for _ in 0..2 {
+        let mut builder = PackBuilder::reusing(memory, PackKind::Metadata, REPOSITORY, [3; 32]);
+        frames.iter().for_each(|frame| builder.push(frame).unwrap());
+        let pack = builder.finish().unwrap();
+        let twin = pack.twin([4; 32]).unwrap();
+        assert_eq!(pack.bytes.as_ptr(), place);
+        assert!(pack.bytes.has_room(1 << 20) && twin.bytes.has_room(twin.bytes.len()));
+        memory = pack.bytes;
+    }
 }
 
 #[test]

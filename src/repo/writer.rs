@@ -408,7 +408,7 @@ impl<'a> Packer<'a> {
         let builder = match slot {
             Some(builder) => builder,
             None => {
-                let memory = used.try_recv().unwrap_or_else(|_| pack_memory(target));
+                let memory = pack_memory(target, &used);
                 slot.insert(PackBuilder::reusing(memory, kind, repository, random()?))
             }
         };
@@ -436,11 +436,13 @@ impl<'a> Packer<'a> {
     }
 }
 
-/// Returns memory for a pack at once. What a short one does not use is never there; and of so much the allocator keeps
-/// nothing for itself when it is freed, as it does of the pieces in which it would grow.
-fn pack_memory(target_len: u64) -> Buffer {
-    let len = target_len.saturating_add(target_len / PACK_ROOM);
-    Buffer::with_room(usize::try_from(len).unwrap_or(0))
+/// Returns memory for a pack at once: of one before it, if that has room for as much. What a short one does not use is never
+/// there; and of so much the allocator keeps nothing for itself when it is freed, as it does of the pieces in which it would
+/// grow.
+fn pack_memory(target_len: u64, used: &Receiver<Buffer>) -> Buffer {
+    let len = usize::try_from(target_len.saturating_add(target_len / PACK_ROOM)).unwrap_or(0);
+    let spare = used.try_iter().find(|memory| memory.has_room(len));
+    spare.unwrap_or_else(|| Buffer::with_room(len))
 }
 
 /// A pack that is durable.

@@ -76,9 +76,11 @@ mod tests {
                 [0, 1, 4096, MIN_LEN - 1, MIN_LEN, MIN_LEN + 1, 3 * PIECE_LEN + 4096, 3 * PIECE_LEN + 4099]
             {
                 let bytes: Vec<u8> = (0..len).map(|at| (at / 7 % 251) as u8).collect();
-                let mut aligned = Buffer::with_room(len);
+                let (mut aligned, mut moved) = (Buffer::with_room(len), Buffer::with_room(len + 1));
                 aligned.extend(&bytes);
-                for (name, bytes) in [("any", bytes.as_slice()), ("aligned", &aligned)] {
+                moved.extend(&[0]);
+                moved.extend(&bytes);
+                for (name, bytes) in [("aligned", &*aligned), ("moved", &moved[1..])] {
                     let path = dir.path().join(format!("{len}-{name}"));
                     write_new(&File::create_new(&path).unwrap(), &path, bytes).unwrap();
                     assert!(std::fs::read(&path).unwrap() == bytes, "{len} bytes, {name}");
