@@ -9,6 +9,11 @@ use std::sync::{Arc, Mutex};
 /// is in use wants more.
 pub const ALIGN: usize = 4096;
 
+/// Returns the bytes from the beginning of `memory` to the first that is aligned.
+pub fn to_aligned(memory: &[u8]) -> usize {
+    memory.as_ptr().align_offset(ALIGN).min(ALIGN)
+}
+
 /// Shorter buffers are the allocator's matter, bytes: it gives their memory to the next ones itself.
 const MIN_POOLED_LEN: usize = 32 << 10;
 /// Spare memory is as long as so many of the longest buffers at most: as many as are read ahead and looked at. What there is most
@@ -49,7 +54,7 @@ impl BufferPool {
         let spare =
             if is_pooled { self.spare.lock().ok().and_then(|mut spare| spare.take(room)) } else { None };
         let memory = spare.unwrap_or_else(|| vec![0; room + ALIGN]);
-        let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
+        let start = to_aligned(&memory);
         Buffer { memory, range: start..start + len, pool: is_pooled.then(|| Arc::clone(self)) }
     }
 
@@ -87,15 +92,14 @@ impl Buffer {
     /// Creates an aligned buffer that is empty, and gets up to `len` bytes without being moved ([`Buffer::extend`]).
     pub fn with_room(len: usize) -> Self {
         let mut memory: Vec<u8> = Vec::with_capacity(len.saturating_add(ALIGN));
-        let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
+        let start = to_aligned(&memory);
         memory.resize(start, 0);
         Self { memory, range: start..start, pool: None }
     }
 
     /// Returns true if it is aligned, and can have `len` bytes without being moved.
     pub fn has_room(&self, len: usize) -> bool {
-        let is_aligned = self.memory.as_ptr().wrapping_add(self.range.start).align_offset(ALIGN) == 0;
-        is_aligned && self.memory.capacity() - self.range.start >= len
+        to_aligned(self) == 0 && self.memory.capacity() - self.range.start >= len
     }
 
     /// Appends `bytes`. If there is no room for them, everything is moved, and may not be aligned any more; a pool does not get

@@ -10,7 +10,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 pub use crate::buffer::ALIGN;
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, to_aligned};
 
 /// Bytes in one write.
 const PIECE_LEN: usize = 1 << 20;
@@ -42,7 +42,7 @@ pub(super) fn write_new(file: &File, path: &Path, bytes: &[u8]) -> Result<()> {
     if let Err(errno @ (Errno::NOSPC | Errno::DQUOT)) = room {
         return Err(errno.into());
     }
-    let is_aligned = bytes.as_ptr().align_offset(ALIGN) == 0;
+    let is_aligned = to_aligned(bytes) == 0;
     // packs are; what is not goes through memory that is
     let mut memory = Buffer::with_room(if is_aligned { 0 } else { PIECE_LEN });
     let mut done = 0;

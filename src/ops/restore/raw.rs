@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::target::{DiskTarget, PartialFile};
+use crate::buffer::to_aligned;
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::monitor::Monitor;
@@ -43,8 +44,7 @@ impl Window {
 
     /// Returns where in the memory its content begins: aligned as its place in the file is.
     fn start(&self) -> usize {
-        let aligned = self.memory.as_ptr().align_offset(ALIGN).min(ALIGN);
-        aligned + usize::try_from(self.offset % ALIGN as u64).unwrap_or(0)
+        to_aligned(&self.memory) + usize::try_from(self.offset % ALIGN as u64).unwrap_or(0)
     }
 
     fn begin(&mut self, offset: u64) {
