@@ -150,10 +150,13 @@ fn a_little_between_what_is_scattered_is_gathered_with_it() {
         let limits = Limits { frames_len: 5 << 20, spread: 1, ..Limits::default() };
         let (_, content) = Reading::by(limits).content(&world);
         assert!(content == world.content(0), "{second}");
-        Reading::by(limits).read(&world, &Places::default()).2
+        let never = Limits { frames_len: u64::MAX, ..limits };
+        [limits, never].map(|limits| Reading::by(limits).read(&world, &Places::default()).2)
     });
-    // each point's frame is opened once or twice
-    assert!(together + 6 <= apart && apart <= together + 16, "{together}, {apart}");
+    // each point's frame is opened once or twice, and for each batch where nothing is gathered; how often the frames of the
+    // first point are opened again depends on which worker comes first
+    assert!(together[0] + 6 <= apart[0], "{together:?}, {apart:?}");
+    assert!(apart[0] * 4 <= apart[1], "{together:?}, {apart:?}");
 }
 
 #[test]
