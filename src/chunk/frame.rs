@@ -11,8 +11,10 @@ use crate::error::{Error, FormatFault, Result};
 use crate::format::envelope::{CODEC_STORED, CODEC_ZSTD};
 use crate::format::limits::{MAX_CHUNK_LEN, MAX_FRAME_CHUNKS, MAX_FRAME_RAW_LEN};
 use crate::format::node::ChunkKind;
-use crate::format::pack::{FRAME_HEADER_LEN, FrameEntry, FrameHeader};
+use crate::format::pack::{FRAME_HEADER_LEN, FrameEntry, FrameHeader, frame_chunks};
 use crate::id::ChunkId;
+
+use super::IdHasher;
 
 /// The level that new repositories get.
 pub const DEFAULT_ZSTD_LEVEL: i32 = 3;
@@ -71,6 +73,17 @@ pub struct FramedChunk {
     pub len: u32,
 }
 
+impl FramedChunk {
+    /// Returns true if these, in their order, are all chunks of a frame whose plaintext has `raw_len` bytes: with the list of
+    /// them they fill it.
+    pub fn fill(chunks: &[Self], raw_len: u32) -> bool {
+        let end = chunks.iter().try_fold(list_len(chunks.len()), |end, chunk| {
+            (chunk.offset as usize == end).then(|| end.saturating_add(chunk.len as usize))
+        });
+        end == Some(raw_len as usize)
+    }
+}
+
 /// A frame as it stands in a pack, and what is in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedFrame {
@@ -81,6 +94,53 @@ pub struct EncodedFrame {
     /// Bytes of content as stored, behind the header.
     pub stored_len: u32,
     pub chunks: Vec<FramedChunk>,
+}
+
+/// Returns memory for `len` bytes of a frame as stored; they hold anything.
+pub fn frame_memory(len: usize) -> Buffer {
+    MEMORY.take(len)
+}
+
+impl EncodedFrame {
+    /// Takes up a frame as it stands in a pack, so that it can be put into another one as it is. `bytes` are its header and
+    /// content, as `entry` places them; it has to hold just these chunks, in this order, and each is checked against its id.
+    /// CPU-bound; meant for worker threads.
+    ///
+    /// # Errors
+    /// Any [`FormatFault`].
+    pub fn taken_up(
+        bytes: Buffer,
+        entry: &FrameEntry,
+        chunks: Vec<FramedChunk>,
+        hasher: &IdHasher,
+    ) -> Result<Self, FormatFault> {
+        with_workspace(|workspace| {
+            let plain = match open_frame_into(&bytes, entry, &mut workspace.checked)? {
+                Plaintext::Stored(front) => bytes.get(front..).unwrap_or_default(),
+                Plaintext::Unpacked => workspace.checked.as_slice(),
+            };
+            check_chunks(plain, &chunks, hasher)
+        })?;
+        Ok(Self { bytes, raw_len: entry.raw_len, stored_len: entry.stored_len, chunks })
+    }
+}
+
+/// Makes sure that a frame's plaintext holds just these chunks.
+fn check_chunks(plain: &[u8], chunks: &[FramedChunk], hasher: &IdHasher) -> Result<(), FormatFault> {
+    let listed = frame_chunks(plain)?;
+    if listed.len() != chunks.len() {
+        let (found, expected) = (listed.len().to_string(), chunks.len().to_string());
+        return Err(FormatFault::Mismatch { what: "the number of chunks", found, expected });
+    }
+    for (listed, chunk) in listed.iter().zip(chunks) {
+        let is_listed = (listed.kind, listed.offset, listed.len) == (chunk.kind, chunk.offset, chunk.len);
+        let start = chunk.offset as usize;
+        let content = plain.get(start..start + chunk.len as usize).filter(|_| is_listed);
+        if content.is_none_or(|content| hasher.chunk_id(chunk.kind, content) != chunk.id) {
+            return Err(FormatFault::ChunkId { expected: chunk.id });
+        }
+    }
+    Ok(())
 }
 
 /// Collects chunks into frames, in the order in which they come.
@@ -141,6 +201,16 @@ struct Workspace {
 /// all threads of sessions that write at the same time.
 static WORKSPACES: Mutex<Vec<Workspace>> = Mutex::new(Vec::new());
 
+/// Does something with a workspace that is nobody else's meanwhile.
+fn with_workspace<T>(work: impl FnOnce(&mut Workspace) -> T) -> T {
+    let mut workspace = WORKSPACES.lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
+    let result = work(&mut workspace);
+    if let Ok(mut spare) = WORKSPACES.lock() {
+        spare.push(workspace);
+    }
+    result
+}
+
 thread_local! {
     static DECOMPRESSOR: RefCell<Decompressor<'static>> = RefCell::new(Decompressor::default());
 }
@@ -149,6 +219,17 @@ impl RawFrame {
     /// Without a chunk, and without memory; it is none until it has one.
     fn begun() -> Self {
         Self { chunks: Vec::new(), memory: Vec::new().into(), end: ROOM }
+    }
+
+    /// Returns a frame of these chunks, whatever their number and length: [`RawFrame::encode`] refuses too many.
+    pub fn of<B: AsRef<[u8]>>(chunks: impl IntoIterator<Item = (ChunkKind, ChunkId, B)>) -> Self {
+        let mut frame = Self::begun();
+        for (kind, id, plain) in chunks {
+            let plain = plain.as_ref();
+            let len = u32::try_from(plain.len()).unwrap_or(u32::MAX);
+            frame.push(RawChunk { kind, id, len }, plain, room_for(1 << 20));
+        }
+        frame
     }
 
     /// Returns the chunks in order.
@@ -182,11 +263,14 @@ impl RawFrame {
     /// # Errors
     /// [`Error::Damaged`] if the comparison fails.
     pub fn encode(self, zstd_level: i32) -> Result<EncodedFrame> {
+        with_workspace(|workspace| self.encode_in(workspace, zstd_level))
+    }
+
+    fn encode_in(self, workspace: &mut Workspace, zstd_level: i32) -> Result<EncodedFrame> {
         let chunks = self.framed_chunks();
         let mut bytes = self.with_header_and_list();
         let plain = bytes.get(FRAME_HEADER_LEN..).unwrap_or_default();
         let raw_len = bounded("the frame", plain.len())?;
-        let mut workspace = WORKSPACES.lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
         let mut header = FrameHeader { codec: CODEC_STORED, raw_len, stored_len: raw_len };
         // what is stored as it is was not done anything to that could be undone and compared
         if let Some(mut packed) = workspace.compress(plain, zstd_level) {
@@ -197,9 +281,6 @@ impl RawFrame {
             bytes = packed;
         }
         put_header(&header, &mut bytes);
-        if let Ok(mut spare) = WORKSPACES.lock() {
-            spare.push(workspace);
-        }
         Ok(EncodedFrame { bytes, raw_len, stored_len: header.stored_len, chunks })
     }
 

@@ -13,8 +13,8 @@ mod salvage;
 
 pub use cutter::Cutter;
 pub use frame::{
-    DEFAULT_ZSTD_LEVEL, EncodedFrame, FrameBuilder, FramedChunk, Plaintext, RawChunk, RawFrame, open_frame,
-    open_frame_into,
+    DEFAULT_ZSTD_LEVEL, EncodedFrame, FrameBuilder, FramedChunk, Plaintext, RawChunk, RawFrame, frame_memory,
+    open_frame, open_frame_into,
 };
 pub use hasher::IdHasher;
 pub use pack::{FinishedPack, PackBuilder, read_pack_table, read_short_pack_table};

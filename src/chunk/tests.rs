@@ -243,6 +243,36 @@ fn lists_of_any_length_stand_in_front_of_their_chunks() {
 }
 
 #[test]
+fn a_frame_is_taken_up_with_just_its_chunks() {
+    let hasher = IdHasher::new([3; 32]);
+    let contents: Vec<Vec<u8>> = (0..5).map(|seed| half_noise(seed, 20_000 + seed as usize)).collect();
+    for (contents, is_stored) in [(contents, false), ((0..5).map(|seed| noise(seed, 20_000)).collect(), true)]
+    {
+        let ids = contents.iter().map(|content| hasher.chunk_id(ChunkKind::Data, content));
+        let chunks = ids.zip(&contents).map(|(id, content)| (ChunkKind::Data, id, content));
+        let frame = RawFrame::of(chunks).encode(3).unwrap();
+        let entry = FrameEntry { offset: 64, stored_len: frame.stored_len, raw_len: frame.raw_len };
+        assert_eq!(frame.raw_len == frame.stored_len, is_stored);
+        assert!(FramedChunk::fill(&frame.chunks, frame.raw_len));
+        assert!(!FramedChunk::fill(&frame.chunks[..4], frame.raw_len));
+        assert!(!FramedChunk::fill(&frame.chunks[1..], frame.raw_len));
+        let take = |bytes: &Buffer, chunks: Vec<FramedChunk>| {
+            EncodedFrame::taken_up(bytes.clone(), &entry, chunks, &hasher)
+        };
+        assert_eq!(take(&frame.bytes, frame.chunks.clone()).unwrap(), frame);
+        let mut damaged = frame.bytes.clone();
+        damaged[frame.bytes.len() - 30] ^= 1;
+        assert!(take(&damaged, frame.chunks.clone()).is_err());
+        let (mut swapped, mut other) = (frame.chunks.clone(), frame.chunks.clone());
+        swapped.swap(0, 1);
+        other[2].id = ChunkId::from_bytes([7; 32]);
+        for chunks in [swapped, other, frame.chunks[..4].to_vec(), Vec::new()] {
+            assert!(take(&frame.bytes, chunks).is_err());
+        }
+    }
+}
+
+#[test]
 fn a_twin_has_the_same_content_under_another_id() {
     let chunks = vec![(ChunkKind::Node, half_noise(1, 5000)), (ChunkKind::Point, half_noise(2, 9000))];
     let pack = pack_of(&frames_of(&chunks, 1 << 18, 3));

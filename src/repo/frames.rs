@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Repository;
-use crate::chunk::{IdHasher, Plaintext, open_frame_into};
+use crate::buffer::Buffer;
+use crate::chunk::{IdHasher, Plaintext, frame_memory, open_frame_into};
 use crate::error::{Error, FormatFault, Result};
 use crate::format::limits::MAX_FRAME_RAW_LEN;
 use crate::format::name::ObjectName;
@@ -72,6 +73,32 @@ pub(super) struct Frame {
 /// A chunk whose bytes were checked against its id: where it stands, what it is.
 type Checked = (Range<usize>, ChunkKind, ChunkId);
 
+/// Refuses impossible lengths: a hint says how long a frame is, and memory is taken for it.
+fn check_lens(pack: ObjectName, entry: &FrameEntry) -> Result<()> {
+    for (what, len) in [("a frame", entry.stored_len), ("a frame's plaintext", entry.raw_len)] {
+        if len > MAX_FRAME_RAW_LEN {
+            let (found, max) = (u64::from(len), u64::from(MAX_FRAME_RAW_LEN));
+            return Err(Error::malformed(pack, FormatFault::TooLarge { what, found, max }));
+        }
+    }
+    Ok(())
+}
+
+/// Reads a frame as it is stored. `before` is called first. What is read so is read once: no cache keeps it.
+pub(super) fn read_stored(
+    repository: &Repository,
+    pack: PackId,
+    entry: &FrameEntry,
+    before: impl FnOnce(),
+) -> Result<Buffer> {
+    let name = ObjectName::Pack(pack);
+    check_lens(name, entry)?;
+    before();
+    let mut bytes = frame_memory(FRAME_HEADER_LEN + entry.stored_len as usize);
+    repository.storage().get_range_into(name, u64::from(entry.offset), &mut bytes)?;
+    Ok(bytes)
+}
+
 impl Frame {
     fn new(memory: Vec<u8>, front: usize, spare: Option<Arc<SpareFrames>>) -> Self {
         Self { memory, front, chunks: OnceLock::new(), checked: Mutex::default(), spare }
@@ -79,13 +106,7 @@ impl Frame {
 
     fn read(repository: &Repository, pack: PackId, entry: &FrameEntry) -> Result<Self> {
         let name = ObjectName::Pack(pack);
-        // a hint says how long they are, and memory is taken for it
-        for (what, len) in [("a frame", entry.stored_len), ("a frame's plaintext", entry.raw_len)] {
-            if len > MAX_FRAME_RAW_LEN {
-                let (found, max) = (u64::from(len), u64::from(MAX_FRAME_RAW_LEN));
-                return Err(Error::malformed(name, FormatFault::TooLarge { what, found, max }));
-            }
-        }
+        check_lens(name, entry)?;
         let spare = Arc::clone(&repository.share.spare_frames);
         let mut bytes = spare.take(FRAME_HEADER_LEN + entry.stored_len as usize);
         repository.storage().get_range_into(name, u64::from(entry.offset), &mut bytes)?;

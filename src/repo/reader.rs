@@ -8,11 +8,12 @@ use rayon::slice::ParallelSlice;
 
 use super::Repository;
 pub use super::frames::ChunkBytes;
-use super::frames::{Frame, FrameCache, Recent};
+use super::frames::{Frame, FrameCache, Recent, read_stored};
 use super::near::Near;
 use super::resort::LastResort;
 use super::rules::Rule;
 use super::view::View;
+use crate::chunk::{EncodedFrame, FramedChunk};
 use crate::error::{Error, FormatFault, Result};
 use crate::format::name::ObjectName;
 use crate::format::node::{ChunkKind, Node};
@@ -367,6 +368,22 @@ impl<'a> ChunkReader<'a> {
         }
         let index = self.repository.index_of_last_resort(&crate::monitor::Recorder::new())?;
         Ok(self.last_resort.get_or_init(|| index))
+    }
+
+    /// Returns a frame as it is stored, which can be put into another pack. It has to hold just these chunks, in this order;
+    /// each is checked against its id.
+    ///
+    /// # Errors
+    /// The fault of the frame.
+    pub fn whole_frame(
+        &self,
+        pack: PackId,
+        entry: &FrameEntry,
+        chunks: Vec<FramedChunk>,
+    ) -> Result<EncodedFrame> {
+        let bytes = read_stored(self.repository, pack, entry, || self.fetch_ahead(pack, entry))?;
+        EncodedFrame::taken_up(bytes, entry, chunks, self.repository.hasher())
+            .map_err(|fault| Error::malformed(ObjectName::Pack(pack), fault))
     }
 
     fn read_place(&self, kind: ChunkKind, id: ChunkId, place: &Location) -> Result<ChunkBytes> {

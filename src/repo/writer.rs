@@ -2,7 +2,7 @@
 //! only then the segments that list them.
 //!
 //! ```text
-//! body (caller's thread) ── RawFrame ──► compress × cores ── EncodedFrame ──► pack thread
+//! body (caller's thread) ──── Work ────► compress × cores ── EncodedFrame ──► pack thread
 //!                 storage ◄── put threads: packs ◄── FinishedPack ──┘
 //!                     ▲            └── StoredPack ──► list thread: segments ──┐
 //!                     └───────────────────────────────────────────────────────┘
@@ -21,17 +21,17 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::pending::Pending;
-use super::reader::ChunkReader;
+use super::reader::{ChunkBytes, ChunkReader};
 use super::rules::Rule;
 use super::share::{PackBytes, Permits, Portion};
 use super::{Repository, random};
 use crate::buffer::Buffer;
-use crate::chunk::{EncodedFrame, FinishedPack, FrameBuilder, PackBuilder, RawFrame};
-use crate::error::{Error, Result};
+use crate::chunk::{EncodedFrame, FinishedPack, FrameBuilder, FramedChunk, PackBuilder, RawFrame};
+use crate::error::{Context, Error, Result};
 use crate::format::limits::SEGMENT_TARGET_CHUNKS;
 use crate::format::name::ObjectName;
 use crate::format::node::ChunkKind;
-use crate::format::pack::{PackKind, PackTable};
+use crate::format::pack::{FrameEntry, PackKind, PackTable};
 use crate::format::segment::{Segment, SegmentChunk, SegmentPack};
 use crate::id::{ChunkId, PackId, SegmentId, SessionId};
 use crate::manifest::NodeWriter;
@@ -107,13 +107,55 @@ struct Job<T> {
     frame: T,
 }
 
+/// What a worker makes a frame of.
+enum Work {
+    Raw(RawFrame),
+    Copy(FrameCopy),
+}
+
+impl Work {
+    fn encode(self, reader: &ChunkReader<'_>, level: i32) -> Result<EncodedFrame> {
+        match self {
+            Self::Raw(frame) => frame.encode(level),
+            Self::Copy(copy) => copy.encode(reader, level),
+        }
+    }
+}
+
+/// A frame of another pack, all of whose chunks are to be stored again.
+#[derive(Debug)]
+pub struct FrameCopy {
+    pub pack: PackId,
+    pub entry: FrameEntry,
+    /// All of them, as they stand in it.
+    pub chunks: Vec<FramedChunk>,
+    /// What it means for the caller if one of them cannot be read.
+    pub failing: &'static str,
+}
+
+impl FrameCopy {
+    fn encode(self, reader: &ChunkReader<'_>, level: i32) -> Result<EncodedFrame> {
+        let Self { pack, entry, chunks, failing } = self;
+        if let Ok(frame) = reader.whole_frame(pack, &entry, chunks.clone()) {
+            return Ok(frame);
+        }
+        // what is bad there may be good somewhere else
+        let read = |chunk: &FramedChunk| {
+            let content = reader.read_at(chunk.kind, chunk.id, &[]).context(|| failing)?;
+            Ok((chunk.kind, chunk.id, content))
+        };
+        let chunks: Vec<(ChunkKind, ChunkId, ChunkBytes)> = chunks.iter().map(read).collect::<Result<_>>()?;
+        RawFrame::of(chunks.iter().map(|(kind, id, content)| (*kind, *id, &**content))).encode(level)
+    }
+}
+
 /// Takes chunks of a running session; used by one thread.
 pub struct SessionWriter<'a> {
     reader: &'a ChunkReader<'a>,
     hasher: crate::chunk::IdHasher,
     data: FrameBuilder,
     metadata: FrameBuilder,
-    frames: Sender<Job<RawFrame>>,
+    frames: Sender<Job<Work>>,
     permits: &'a Permits<'a>,
     sequence: u64,
     pending: Pending,
@@ -131,7 +173,7 @@ impl<'a> SessionWriter<'a> {
     fn new(
         repository: &Repository,
         reader: &'a ChunkReader<'a>,
-        frames: Sender<Job<RawFrame>>,
+        frames: Sender<Job<Work>>,
         permits: &'a Permits<'a>,
     ) -> Self {
         Self {
@@ -212,7 +254,20 @@ impl<'a> SessionWriter<'a> {
         }
     }
 
+    /// Stores all chunks of a frame of data again, as [`SessionWriter::copy`] would, but as the frame that they are: it is
+    /// opened and every chunk checked, and not compressed again. Where that fails they are read from wherever they are.
+    ///
+    /// # Errors
+    /// As [`SessionWriter::put_data`].
+    pub fn copy_frame(&mut self, copy: FrameCopy) -> Result<()> {
+        self.send_work(PackKind::Data, Work::Copy(copy))
+    }
+
     fn send(&mut self, kind: PackKind, frame: RawFrame) -> Result<()> {
+        self.send_work(kind, Work::Raw(frame))
+    }
+
+    fn send_work(&mut self, kind: PackKind, frame: Work) -> Result<()> {
         let sequence = self.sequence;
         self.sequence += 1;
         // the receivers are gone only after a failure, which `write_session` reports in place of this
@@ -271,12 +326,12 @@ pub fn write_more<T>(
     let permits = &Permits::new(share, FRAMES_IN_FLIGHT);
     let held = &share.count_packs();
     let result = std::thread::scope(|scope| {
-        let (raw_sender, raw_receiver) = bounded::<Job<RawFrame>>(RAW_QUEUE);
+        let (raw_sender, raw_receiver) = bounded::<Job<Work>>(RAW_QUEUE);
         let (encoded_sender, encoded_receiver) = bounded::<Job<EncodedFrame>>(ENCODED_QUEUE);
         let level = repository.config().zstd_level;
         for _ in 0..worker_count() {
             let (frames, encoded, failure) = (raw_receiver.clone(), encoded_sender.clone(), &failure);
-            scope.spawn(move || compress(&frames, &encoded, permits, level, failure));
+            scope.spawn(move || compress(&frames, &encoded, permits, (reader, level), failure));
         }
         drop((raw_receiver, encoded_sender));
         let failed = &failure;
@@ -329,16 +384,16 @@ pub(super) fn worker_count() -> usize {
 }
 
 fn compress(
-    frames: &Receiver<Job<RawFrame>>,
+    frames: &Receiver<Job<Work>>,
     encoded: &Sender<Job<EncodedFrame>>,
     permits: &Permits<'_>,
-    level: i32,
+    (reader, level): (&ChunkReader<'_>, i32),
     failure: &FirstFailure,
 ) {
     // frames behind one that failed wait for it until the end, and keep their permits
     let _closing = permits.close_at_end();
     for job in frames {
-        match job.frame.encode(level) {
+        match job.frame.encode(reader, level) {
             Ok(frame) => {
                 let job = Job { sequence: job.sequence, kind: job.kind, frame };
                 if encoded.send(job).is_err() {

@@ -436,6 +436,14 @@ pub(in crate::ops) fn write(world: &mut World, offset: u64, len: u64, seed: u64)
     world.disk(0).change(offset, len, |bytes| noise(seed, bytes));
 }
 
+/// As [`write`], something that compresses.
+pub(in crate::ops) fn write_text(world: &mut World, offset: u64, len: u64, seed: u64) {
+    world.disk(0).change(offset, len, |bytes| {
+        noise(seed, bytes);
+        bytes.iter_mut().for_each(|byte| *byte %= 61);
+    });
+}
+
 /// Changes a byte in the middle of an object.
 pub(in crate::ops) fn spoil(storage: &MemoryStorage, name: ObjectName) {
     storage.tamper(name, |mut bytes| {

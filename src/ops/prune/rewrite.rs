@@ -1,10 +1,11 @@
 //! Writing anew what is live of packs that are to go, and the segments that speak of what stays.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::Chosen;
 use super::live::{Live, record_copy};
 use super::segments::{for_each_segment, refuse_unknown};
+use crate::chunk::FramedChunk;
 use crate::error::{Context, Error, Result};
 use crate::extent::ByteRange;
 use crate::format::limits::SEGMENT_TARGET_CHUNKS;
@@ -19,11 +20,14 @@ use crate::repo::reader::ChunkReader;
 use crate::repo::rules::Rule;
 use crate::repo::session::Session;
 use crate::repo::view::View;
-use crate::repo::writer::{SessionWriter, put_segment, write_session};
+use crate::repo::writer::{FrameCopy, SessionWriter, put_segment, write_session};
 use crate::repo::{Catalog, Repository};
 
-/// Entries that are looked at together.
+/// Entries that are looked at together: a frame is copied as it is if all of its chunks are among them.
 const BATCH_ENTRIES: usize = 1024;
+
+/// What it means if a chunk cannot be read.
+const CANNOT_COPY: &str = "nothing was deleted: a chunk that points need cannot be written anew";
 
 /// What is to go.
 pub(super) struct Scope<'a> {
@@ -129,6 +133,13 @@ fn note_what_stays(segment: &Segment, scope: &Scope<'_>, seen: &mut HashSet<Pack
     }
 }
 
+/// A frame by its pack, and its first byte there.
+type FrameAt = (PackId, u32);
+
+fn frame_at(place: &Location) -> FrameAt {
+    (place.pack, place.frame.offset)
+}
+
 /// Copies what is live and has too few good copies in packs that stay, in the order of the newest disks: what is
 /// restored together stands together.
 struct Repack<'a, 'r, 'w> {
@@ -165,9 +176,7 @@ impl Repack<'_, '_, '_> {
         self.monitor.check()?;
         let content = match self.reader.read_at(kind, id, places) {
             Err(_) if self.repository.breaks(Rule::StopIfMissing) => return Ok(()),
-            read => {
-                read.context(|| "nothing was deleted: a chunk that points need cannot be written anew")?
-            }
+            read => read.context(|| CANNOT_COPY)?,
         };
         self.writer.copy(kind, id, &content)?;
         self.live.settle(&id);
@@ -177,12 +186,58 @@ impl Repack<'_, '_, '_> {
 
     fn flush(&mut self) -> Result<()> {
         let ids = std::mem::take(&mut self.pending);
-        for (id, place) in ids.iter().zip(self.reader.good_places(&ids)?) {
+        let places = self.reader.good_places(&ids)?;
+        let mut whole = self.whole_frames(&ids, &places);
+        for (id, place) in ids.iter().zip(places) {
             // the same chunk may be pending twice
-            if self.live.lacks(id) {
-                self.copy(ChunkKind::Data, *id, place.as_slice())?;
+            if !self.live.lacks(id) {
+                continue;
+            }
+            match place.and_then(|place| Some((place, whole.remove(&frame_at(&place))?))) {
+                Some((place, chunks)) => self.copy_frame(&place, chunks)?,
+                None => self.copy(ChunkKind::Data, *id, place.as_slice())?,
             }
         }
+        Ok(())
+    }
+
+    /// Returns the frames all of whose chunks are among these, and are to be written anew: they stand near to each other on the
+    /// newest disk. Of short frames longer ones are made.
+    fn whole_frames(
+        &mut self,
+        ids: &[ChunkId],
+        places: &[Option<Location>],
+    ) -> HashMap<FrameAt, Vec<FramedChunk>> {
+        let mut frames: HashMap<FrameAt, (u32, Vec<FramedChunk>)> = HashMap::new();
+        if self.repository.breaks(Rule::StopIfMissing) {
+            return HashMap::new();
+        }
+        let least = self.repository.config().frame_target_len / 2;
+        for (id, place) in ids.iter().zip(places) {
+            let Some(place) = place.filter(|place| place.kind == ChunkKind::Data) else { continue };
+            if place.frame.raw_len >= least && self.live.lacks(id) {
+                let (_, chunks) = frames.entry(frame_at(&place)).or_insert((place.frame.raw_len, Vec::new()));
+                chunks.push(FramedChunk { kind: place.kind, id: *id, offset: place.offset, len: place.len });
+            }
+        }
+        let whole = frames.into_iter().filter_map(|(at, (raw_len, mut chunks))| {
+            chunks.sort_unstable_by_key(|chunk| chunk.offset);
+            chunks.dedup_by_key(|chunk| chunk.offset);
+            FramedChunk::fill(&chunks, raw_len).then_some((at, chunks))
+        });
+        whole.collect()
+    }
+
+    fn copy_frame(&mut self, place: &Location, chunks: Vec<FramedChunk>) -> Result<()> {
+        self.monitor.check()?;
+        let mut bytes = 0;
+        for chunk in &chunks {
+            self.live.settle(&chunk.id);
+            bytes += u64::from(chunk.len);
+        }
+        let copy = FrameCopy { pack: place.pack, entry: place.frame, chunks, failing: CANNOT_COPY };
+        self.writer.copy_frame(copy)?;
+        self.monitor.advance(self.task, bytes);
         Ok(())
     }
 }

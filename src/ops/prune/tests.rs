@@ -3,14 +3,18 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use super::*;
+use crate::chunk::{FramedChunk, open_frame, read_pack_table};
+use crate::format::node::ChunkKind;
+use crate::format::pack::{PackHeader, PackKind, PackTable, TableChunk};
 use crate::format::point::Level;
-use crate::id::SessionId;
+use crate::id::{ChunkId, SessionId};
 use crate::monitor::{Recorder, TaskId};
 use crate::ops::RequestedLevel;
-use crate::ops::backup::tests::{World, environment, write};
+use crate::ops::backup::tests::{World, environment, write, write_text};
 use crate::ops::forget::forget;
 use crate::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use crate::repo::Timing;
+use crate::repo::writer::{FrameCopy, write_session};
 use crate::storage::fault::{FailingStorage, Fault};
 use crate::storage::hooked::HookedStorage;
 use crate::storage::memory::MemoryStorage;
@@ -428,6 +432,112 @@ fn a_missing_live_chunk_stops_it() {
     assert!(lost.is_err(), "{lost:?} with {:?}", last.id);
     let after = storage.list(Folder::Packs).unwrap();
     assert!(before.iter().all(|listed| after.contains(listed)), "something was deleted");
+}
+
+/// Returns the packs of data, each with its table and its bytes.
+fn data_packs(storage: &MemoryStorage) -> Vec<(PackId, PackTable, Vec<u8>)> {
+    let listed = storage.list(Folder::Packs).unwrap();
+    let packs = listed.iter().filter_map(|listed| {
+        let ObjectName::Pack(id) = listed.name else { return None };
+        let bytes = storage.get(listed.name, listed.len).unwrap();
+        let mut read = |offset: u64, len: u64| Ok(bytes[offset as usize..(offset + len) as usize].to_vec());
+        let table = read_pack_table(id, listed.len, &mut read).unwrap();
+        let is_data = PackHeader::decode(&bytes).unwrap().kind == PackKind::Data;
+        is_data.then_some((id, table, bytes))
+    });
+    packs.collect()
+}
+
+/// Returns the frames of data as they are stored.
+fn stored_frames(storage: &MemoryStorage) -> HashSet<Vec<u8>> {
+    let of_pack = |(_, table, bytes): &(PackId, PackTable, Vec<u8>)| -> Vec<Vec<u8>> {
+        table.frames.iter().map(|frame| bytes[frame.offset as usize..frame.end() as usize].to_vec()).collect()
+    };
+    data_packs(storage).iter().flat_map(of_pack).collect()
+}
+
+/// A pack of 6 frames or so, of which the first one is not needed as a whole any more.
+fn mostly_live(storage: &MemoryStorage) -> World {
+    let mut world = World::on(storage.clone(), &[8 << 20]);
+    write_text(&mut world, 0, 6 << 20, 1);
+    world.backup(RequestedLevel::Is(Level::Full));
+    write_text(&mut world, 200 << 10, 300 << 10, 2);
+    world.backup(RequestedLevel::Auto);
+    forget_but_last(&mut world);
+    world
+}
+
+#[test]
+fn frames_of_which_everything_stays_are_copied_as_they_are() {
+    let storage = MemoryStorage::new();
+    let world = mostly_live(&storage);
+    let before = stored_frames(&storage);
+    let report = prune(&world.repository, &options(), &Recorder::new()).unwrap();
+    assert!(report.repacked_packs > 0, "{report:?}");
+    let after = stored_frames(&storage);
+    let copied = before.intersection(&after).count();
+    // what is left of the first frame, and the short one of the second point, are put together: compressed anew in their
+    // order, all others would begin somewhere else
+    assert_eq!((before.len() - copied, after.len() - copied), (2, 1), "{} {}", before.len(), after.len());
+    assert!(copied >= 5, "{copied}");
+    world.check_all();
+}
+
+#[test]
+fn a_frame_that_is_copied_is_checked() {
+    let storage = MemoryStorage::new();
+    let world = mostly_live(&storage);
+    let before = storage.list(Folder::Packs).unwrap();
+    let (pack, table, _) = data_packs(&storage).into_iter().max_by_key(|(.., bytes)| bytes.len()).unwrap();
+    let last = table.frames.last().unwrap();
+    storage.tamper(ObjectName::Pack(pack), |mut bytes| {
+        bytes[last.end() as usize - 100] ^= 1;
+        Some(bytes)
+    });
+    let lost = prune(&world.repository, &options(), &Recorder::new()).unwrap_err();
+    assert!(lost.is_damage() && lost.to_string().contains("nothing was deleted"), "{lost}");
+    let after = storage.list(Folder::Packs).unwrap();
+    assert!(before.iter().all(|listed| after.contains(listed)), "something was deleted");
+}
+
+/// A frame cannot be copied where it is said to be: what is in it is somewhere else.
+#[test]
+fn what_a_bad_frame_has_is_copied_from_elsewhere() {
+    let storage = MemoryStorage::new();
+    let world = mostly_live(&storage);
+    let (_, table, _) = data_packs(&storage).into_iter().max_by_key(|(.., bytes)| bytes.len()).unwrap();
+    let chunks = table.chunks.iter().filter(|chunk| chunk.frame == 1);
+    let framed = |chunk: &TableChunk| FramedChunk {
+        kind: chunk.kind,
+        id: chunk.id,
+        offset: chunk.offset,
+        len: chunk.len,
+    };
+    let mut chunks: Vec<FramedChunk> = chunks.map(framed).collect();
+    chunks.sort_unstable_by_key(|chunk| chunk.offset);
+    let (catalog, view) = world.repository.refresh(&Recorder::new()).unwrap();
+    let reader = ChunkReader::new(&world.repository, &view);
+    let session = Session::begin(&world.repository, SessionKind::Prune).unwrap();
+    let known = data_packs(&storage);
+    let copy = |chunks: &[FramedChunk]| {
+        let pack = PackId::from_bytes([1; 32]);
+        let copy = FrameCopy { pack, entry: table.frames[1], chunks: chunks.to_vec(), failing: "oh no" };
+        write_session(&world.repository, &reader, session.id(), |writer| writer.copy_frame(copy))
+    };
+    copy(&chunks).unwrap();
+    let new = data_packs(&storage).into_iter().find(|(id, ..)| known.iter().all(|(known, ..)| known != id));
+    let (_, copied, bytes) = new.unwrap();
+    let frame = copied.frames[0];
+    let plain = open_frame(&bytes[frame.offset as usize..frame.end() as usize], &frame).unwrap();
+    for chunk in &chunks {
+        let content = &plain[chunk.offset as usize..(chunk.offset + chunk.len) as usize];
+        assert!(world.repository.hasher().chunk_id(ChunkKind::Data, content) == chunk.id);
+    }
+    assert_eq!(copied.chunks.len(), chunks.len());
+    chunks[1].id = ChunkId::from_bytes([2; 32]);
+    let lost = copy(&chunks).unwrap_err();
+    assert!(lost.to_string().contains("oh no"), "{lost}");
+    drop(catalog);
 }
 
 /// Of two copies the damaged one goes, whichever segment comes first in their order, which is random.
