@@ -26,15 +26,17 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::Serialize;
 
+use self::points::Sound;
 use self::sample::{Sample, choose};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::format::limits::SEGMENT_TARGET_CHUNKS;
 use crate::format::name::{Folder, ObjectName};
+use crate::format::node::ChunkKind;
 use crate::format::segment::Segment;
 use crate::format::session::{SampleScope, VerifiedLevel};
 use crate::id::{ChunkId, PackId, PointId, SegmentId};
-use crate::index::locate;
+use crate::index::{Location, locate};
 use crate::monitor::Monitor;
 use crate::ops::{Finding, lost_points};
 use crate::repo::catalog::Ended;
@@ -129,6 +131,11 @@ struct Bad {
 }
 
 impl Bad {
+    /// Returns true if a place of a chunk is in a pack that is listed, and not bad.
+    fn spares(&self, view: &View, kind: ChunkKind, id: ChunkId, place: &Location) -> bool {
+        place.kind == kind && self.listed.contains(&place.pack) && !self.has(view, place.pack, id)
+    }
+
     fn has(&self, view: &View, pack: PackId, chunk: ChunkId) -> bool {
         let found = self.packs.contains(&pack) || self.chunks.contains(&(pack, chunk));
         found || (!self.read.contains(&pack) && view.is_condemned(pack, &chunk))
@@ -225,10 +232,10 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
         findings.at(name.to_string(), &problem);
     }
     let wanted = wanted_packs(repository, &catalog, &view, &points, (options, &domains), &mut report)?;
-    let mut bad = Bad::default();
+    let (mut bad, mut sound) = (Bad::default(), Sound::default());
     let scope =
         Scope { repository, catalog: &catalog, view: &view, wanted: wanted.as_ref(), level: options.level };
-    verify_segments(&scope, monitor, &mut bad, &mut findings, &mut report)?;
+    verify_segments(&scope, monitor, (&mut bad, &mut sound), &mut findings, &mut report)?;
     let reader = ChunkReader::new(repository, &view);
     if wanted.is_none() {
         check_folders(repository, &mut findings)?;
@@ -252,7 +259,7 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
             }
         }
     }
-    points::verify_points(&scope, &reader, &points, &bad, monitor, &mut findings, &mut report)?;
+    points::verify_points(&scope, &reader, &points, (&bad, sound), monitor, &mut findings, &mut report)?;
     if options.level == VerifyLevel::Restore {
         restored::restore_points(&reader, &points, monitor, &mut findings, &mut report)?;
     }
@@ -322,7 +329,7 @@ struct Scope<'a> {
 fn verify_segments(
     scope: &Scope<'_>,
     monitor: &dyn Monitor,
-    bad: &mut Bad,
+    (bad, sound): (&mut Bad, &mut Sound),
     findings: &mut Findings,
     report: &mut VerifyReport,
 ) -> Result<()> {
@@ -331,16 +338,28 @@ fn verify_segments(
         monitor.check()?;
         let Some(segment) = load_counted(scope, id, findings)? else { continue };
         check_pack_list(&segment, scope, bad, findings, report)?;
-        if scope.level < VerifyLevel::Packs {
-            continue;
-        }
         group.push(segment);
         if group.iter().map(|segment| segment.chunks.len()).sum::<usize>() >= SEGMENT_TARGET_CHUNKS {
-            packs::verify_packs(scope, &group, monitor, bad, findings, report)?;
-            group.clear();
+            judge_packs(scope, &mut group, monitor, (bad, sound), findings, report)?;
         }
     }
-    packs::verify_packs(scope, &group, monitor, bad, findings, report)
+    judge_packs(scope, &mut group, monitor, (bad, sound), findings, report)
+}
+
+/// Reads the packs of these segments, where packs are read, and notes what of them is in order. They are gone then.
+fn judge_packs(
+    scope: &Scope<'_>,
+    group: &mut Vec<Segment>,
+    monitor: &dyn Monitor,
+    (bad, sound): (&mut Bad, &mut Sound),
+    findings: &mut Findings,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    if scope.level >= VerifyLevel::Packs {
+        packs::verify_packs(scope, group, monitor, bad, findings, report)?;
+    }
+    group.drain(..).for_each(|segment| sound.note_segment(&segment, scope.view, bad));
+    Ok(())
 }
 
 /// Returns a segment if it is there, whole, and its owner has committed.

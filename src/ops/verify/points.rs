@@ -9,8 +9,9 @@ use crate::extent::ByteRange;
 use crate::format::name::ObjectName;
 use crate::format::node::ChunkKind;
 use crate::format::point::{Manifest, PointRecord};
+use crate::format::segment::Segment;
 use crate::id::{ChunkId, PackId, PointId};
-use crate::index::{Index, Location, MemoryIndex};
+use crate::index::{Index, Location, MemoryIndex, locate};
 use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::Monitor;
 use crate::ops::{Affected, Finding};
@@ -38,12 +39,12 @@ pub(super) fn verify_points(
     scope: &Scope<'_>,
     reader: &ChunkReader<'_>,
     points: &[&PointEntry],
-    bad: &Bad,
+    (bad, mut sound): (&Bad, Sound),
     monitor: &dyn Monitor,
     findings: &mut Findings,
     report: &mut VerifyReport,
 ) -> Result<()> {
-    let (mut clean, mut sound) = (HashSet::new(), Sound::default());
+    let mut clean = HashSet::new();
     let unlisted = OnceCell::new();
     let task = monitor.start("points", 0);
     for entry in points {
@@ -105,14 +106,28 @@ pub(super) fn add_range(finding: &mut Finding, point: PointId, domain: &str, dis
     }
 }
 
-/// Chunks that were found in order lately: points that share content in leaves of their own name most chunks many times.
+/// Chunks that were found in order lately, first in the segments, then by look-ups: points that share content in leaves of
+/// their own name most chunks many times.
 #[derive(Default)]
-struct Sound {
+pub(super) struct Sound {
     /// How many bytes were needed.
     needed: HashMap<ChunkId, u32>,
 }
 
 impl Sound {
+    /// Notes the good chunks of disk content of a segment whose packs were judged, as long as there is room.
+    pub(super) fn note_segment(&mut self, segment: &Segment, view: &View, bad: &Bad) {
+        for chunk in segment.chunks.iter().filter(|chunk| chunk.kind == ChunkKind::Data) {
+            if self.needed.len() >= MAX_SOUND {
+                return;
+            }
+            let place = locate(segment, chunk).filter(|place| view.is_readable(place));
+            if let Some(place) = place.filter(|place| bad.spares(view, ChunkKind::Data, chunk.id, place)) {
+                self.note(chunk.id, u64::from(place.len));
+            }
+        }
+    }
+
     fn has(&self, id: &ChunkId, end: u64) -> bool {
         self.needed.get(id).is_some_and(|needed| u64::from(*needed) >= end)
     }
@@ -148,9 +163,7 @@ struct Judge<'a, 'r> {
 
 impl Judge<'_, '_> {
     fn is_good(&self, kind: ChunkKind, id: ChunkId, place: &Location) -> bool {
-        place.kind == kind
-            && self.bad.listed.contains(&place.pack)
-            && !self.bad.has(self.reader.view(), place.pack, id)
+        self.bad.spares(self.reader.view(), kind, id, place)
     }
 
     /// Returns the packs that have a good copy of a node.
