@@ -1,6 +1,7 @@
 //! Frames: chunks compressed together.
 
 use std::cell::RefCell;
+use std::ops::Deref;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use zstd::bulk::{Compressor, Decompressor};
@@ -161,14 +162,7 @@ impl FrameBuilder {
     /// # Errors
     /// [`Error::Malformed`] if the chunk is empty or longer than [`MAX_CHUNK_LEN`].
     pub fn push(&mut self, kind: ChunkKind, id: ChunkId, plain: &[u8]) -> Result<Option<RawFrame>> {
-        let len = match u32::try_from(plain.len()) {
-            Ok(len) if (1..=MAX_CHUNK_LEN).contains(&len) => len,
-            _ => {
-                let found = plain.len().to_string();
-                let fault = FormatFault::Invalid { what: "a chunk's length", found };
-                return Err(Error::malformed(format!("chunk {id}"), fault));
-            }
-        };
+        let len = chunk_len(id, plain)?;
         self.frame.push(RawChunk { kind, id, len }, plain, room_for(self.target_len));
         let full = self.frame.content_len() >= self.target_len
             || self.frame.chunks.len() >= MAX_FRAME_CHUNKS as usize;
@@ -221,15 +215,28 @@ impl RawFrame {
         Self { chunks: Vec::new(), memory: Vec::new().into(), end: ROOM }
     }
 
-    /// Returns a frame of these chunks, whatever their number and length: [`RawFrame::encode`] refuses too many.
-    pub fn of<B: AsRef<[u8]>>(chunks: impl IntoIterator<Item = (ChunkKind, ChunkId, B)>) -> Self {
+    /// Returns a frame of these chunks, each of which is let go before the next one is taken.
+    ///
+    /// # Errors
+    /// The first one among them; [`Error::Malformed`] if a chunk, their number or all of them exceed the format's bounds.
+    pub fn of<B: Deref<Target = [u8]>>(
+        chunks: impl IntoIterator<Item = Result<(ChunkKind, ChunkId, B)>>,
+    ) -> Result<Self> {
         let mut frame = Self::begun();
-        for (kind, id, plain) in chunks {
-            let plain = plain.as_ref();
-            let len = u32::try_from(plain.len()).unwrap_or(u32::MAX);
-            frame.push(RawChunk { kind, id, len }, plain, room_for(1 << 20));
+        for chunk in chunks {
+            let (kind, id, plain) = chunk?;
+            let len = chunk_len(id, &plain)?;
+            bounded("the frame", frame.content_len() + plain.len())?;
+            if frame.chunks.len() >= MAX_FRAME_CHUNKS as usize {
+                let (what, max) = ("the number of chunks", u64::from(MAX_FRAME_CHUNKS));
+                return Err(Error::malformed(
+                    "a new frame",
+                    FormatFault::TooLarge { what, found: max + 1, max },
+                ));
+            }
+            frame.push(RawChunk { kind, id, len }, &plain, room_for(1 << 20));
         }
-        frame
+        Ok(frame)
     }
 
     /// Returns the chunks in order.
@@ -287,7 +294,7 @@ impl RawFrame {
     /// Returns room for the header and then the frame's plaintext: the list of its chunks, and the chunks. Those are moved only
     /// where the list is longer than the room for it.
     fn with_header_and_list(self) -> Buffer {
-        // the builder bounds the number of chunks
+        // whoever made it bounds the number of chunks
         let count = u32::try_from(self.chunks.len()).unwrap_or(u32::MAX);
         let mut front = Vec::with_capacity(FRAME_HEADER_LEN + list_len(self.chunks.len()));
         front.resize(FRAME_HEADER_LEN, 0);
@@ -391,6 +398,17 @@ fn is_noise(plain: &[u8]) -> bool {
 /// Writes a frame's header over the room for it.
 fn put_header(header: &FrameHeader, bytes: &mut [u8]) {
     bytes.iter_mut().zip(header.encode()).for_each(|(place, byte)| *place = byte);
+}
+
+/// Returns the length of a chunk that may be in a frame.
+fn chunk_len(id: ChunkId, plain: &[u8]) -> Result<u32> {
+    match u32::try_from(plain.len()) {
+        Ok(len) if (1..=MAX_CHUNK_LEN).contains(&len) => Ok(len),
+        _ => {
+            let fault = FormatFault::Invalid { what: "a chunk's length", found: plain.len().to_string() };
+            Err(Error::malformed(format!("chunk {id}"), fault))
+        }
+    }
 }
 
 fn bounded(what: &'static str, len: usize) -> Result<u32> {

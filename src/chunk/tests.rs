@@ -249,8 +249,8 @@ fn a_frame_is_taken_up_with_just_its_chunks() {
     for (contents, is_stored) in [(contents, false), ((0..5).map(|seed| noise(seed, 20_000)).collect(), true)]
     {
         let ids = contents.iter().map(|content| hasher.chunk_id(ChunkKind::Data, content));
-        let chunks = ids.zip(&contents).map(|(id, content)| (ChunkKind::Data, id, content));
-        let frame = RawFrame::of(chunks).encode(3).unwrap();
+        let chunks = ids.zip(&contents).map(|(id, content)| Ok((ChunkKind::Data, id, content.as_slice())));
+        let frame = RawFrame::of(chunks).unwrap().encode(3).unwrap();
         let entry = FrameEntry { offset: 64, stored_len: frame.stored_len, raw_len: frame.raw_len };
         assert_eq!(frame.raw_len == frame.stored_len, is_stored);
         assert!(FramedChunk::fill(&frame.chunks, frame.raw_len));
@@ -269,6 +269,22 @@ fn a_frame_is_taken_up_with_just_its_chunks() {
         for chunks in [swapped, other, frame.chunks[..4].to_vec(), Vec::new()] {
             assert!(take(&frame.bytes, chunks).is_err());
         }
+    }
+}
+
+#[test]
+fn a_frame_of_given_chunks_is_bounded() {
+    let id = ChunkId::from_bytes([7; 32]);
+    let frame = |len: usize, count: usize| {
+        let content = vec![1; len];
+        RawFrame::of((0..count).map(|_| Ok((ChunkKind::Data, id, content.as_slice()))))
+    };
+    let longest = MAX_CHUNK_LEN as usize;
+    assert!(frame(longest, 2).is_ok() && frame(1, MAX_FRAME_CHUNKS as usize).is_ok());
+    // no more is kept than a frame may have, however many there are
+    let refused = [(0, 1), (longest + 1, 1), (longest, 1 << 30), (1, MAX_FRAME_CHUNKS as usize + 1)];
+    for (len, count) in refused {
+        assert!(matches!(frame(len, count), Err(Error::Malformed { .. })), "{count} of {len}");
     }
 }
 

@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::pending::Pending;
-use super::reader::{ChunkBytes, ChunkReader};
+use super::reader::ChunkReader;
 use super::rules::Rule;
 use super::share::{PackBytes, Permits, Portion};
 use super::{Repository, random};
@@ -139,13 +139,12 @@ impl FrameCopy {
         if let Ok(frame) = reader.whole_frame(pack, &entry, chunks.clone()) {
             return Ok(frame);
         }
-        // what is bad there may be good somewhere else
+        // what is bad there may be good somewhere else; one after the other, since each keeps the frame that it comes from
         let read = |chunk: &FramedChunk| {
             let content = reader.read_at(chunk.kind, chunk.id, &[]).context(|| failing)?;
             Ok((chunk.kind, chunk.id, content))
         };
-        let chunks: Vec<(ChunkKind, ChunkId, ChunkBytes)> = chunks.iter().map(read).collect::<Result<_>>()?;
-        RawFrame::of(chunks.iter().map(|(kind, id, content)| (*kind, *id, &**content))).encode(level)
+        RawFrame::of(chunks.iter().map(read))?.encode(level)
     }
 }
 

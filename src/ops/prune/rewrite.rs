@@ -193,9 +193,13 @@ impl Repack<'_, '_, '_> {
             if !self.live.lacks(id) {
                 continue;
             }
-            match place.and_then(|place| Some((place, whole.remove(&frame_at(&place))?))) {
-                Some((place, chunks)) => self.copy_frame(&place, chunks)?,
-                None => self.copy(ChunkKind::Data, *id, place.as_slice())?,
+            let frame = place.and_then(|place| Some((place, whole.remove(&frame_at(&place))?)));
+            match frame {
+                // of a segment that is not as it should be, this one may not be among them
+                Some((place, chunks)) if chunks.iter().any(|chunk| chunk.id == *id) => {
+                    self.copy_frame(&place, chunks)?;
+                }
+                _ => self.copy(ChunkKind::Data, *id, place.as_slice())?,
             }
         }
         Ok(())

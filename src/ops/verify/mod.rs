@@ -338,15 +338,24 @@ fn verify_segments(
         monitor.check()?;
         let Some(segment) = load_counted(scope, id, findings)? else { continue };
         check_pack_list(&segment, scope, bad, findings, report)?;
+        if scope.level < VerifyLevel::Packs {
+            sound.note_segment(&segment, scope.view, bad);
+            continue;
+        }
         group.push(segment);
         if group.iter().map(|segment| segment.chunks.len()).sum::<usize>() >= SEGMENT_TARGET_CHUNKS {
             judge_packs(scope, &mut group, monitor, (bad, sound), findings, report)?;
         }
     }
-    judge_packs(scope, &mut group, monitor, (bad, sound), findings, report)
+    judge_packs(scope, &mut group, monitor, (bad, sound), findings, report)?;
+    if !bad.packs.is_empty() || !bad.chunks.is_empty() {
+        // a later segment may have shown something about a pack that an earlier one lists too
+        *sound = Sound::default();
+    }
+    Ok(())
 }
 
-/// Reads the packs of these segments, where packs are read, and notes what of them is in order. They are gone then.
+/// Reads the packs of these segments, and notes what of them is in order. They are gone then.
 fn judge_packs(
     scope: &Scope<'_>,
     group: &mut Vec<Segment>,
@@ -355,9 +364,7 @@ fn judge_packs(
     findings: &mut Findings,
     report: &mut VerifyReport,
 ) -> Result<()> {
-    if scope.level >= VerifyLevel::Packs {
-        packs::verify_packs(scope, group, monitor, bad, findings, report)?;
-    }
+    packs::verify_packs(scope, group, monitor, bad, findings, report)?;
     group.drain(..).for_each(|segment| sound.note_segment(&segment, scope.view, bad));
     Ok(())
 }

@@ -115,7 +115,8 @@ pub(super) struct Sound {
 }
 
 impl Sound {
-    /// Notes the good chunks of disk content of a segment whose packs were judged, as long as there is room.
+    /// Notes the good chunks of disk content of a segment whose packs were judged, as long as there is room. In a repository
+    /// that has many more they do not last: the walk makes room for what it meets.
     pub(super) fn note_segment(&mut self, segment: &Segment, view: &View, bad: &Bad) {
         for chunk in segment.chunks.iter().filter(|chunk| chunk.kind == ChunkKind::Data) {
             if self.needed.len() >= MAX_SOUND {
