@@ -8,14 +8,13 @@ use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::CParameter;
 
 use crate::buffer::{Buffer, BufferPool};
+use crate::chunk::IdHasher;
 use crate::error::{Error, FormatFault, Result};
 use crate::format::envelope::{CODEC_STORED, CODEC_ZSTD};
 use crate::format::limits::{MAX_CHUNK_LEN, MAX_FRAME_CHUNKS, MAX_FRAME_RAW_LEN};
 use crate::format::node::ChunkKind;
 use crate::format::pack::{FRAME_HEADER_LEN, FrameEntry, FrameHeader, frame_chunks};
 use crate::id::ChunkId;
-
-use super::IdHasher;
 
 /// The level that new repositories get.
 pub const DEFAULT_ZSTD_LEVEL: i32 = 3;
