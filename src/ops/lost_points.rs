@@ -16,6 +16,7 @@ use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::Monitor;
 use crate::repo::catalog::Ended;
 use crate::repo::reader::ChunkReader;
+use crate::repo::segments::SegmentCache;
 use crate::repo::{Catalog, Repository};
 
 /// Entries that are looked up together.
@@ -44,14 +45,15 @@ pub(super) struct LostPoints {
 /// # Errors
 /// Those of the storage; [`Error::Cancelled`].
 pub(super) fn find(
-    repository: &Repository,
+    segments: &SegmentCache<'_>,
     catalog: &Catalog,
     reader: &ChunkReader<'_>,
     monitor: &dyn Monitor,
 ) -> Result<LostPoints> {
+    let repository = segments.repository();
     let mut found: BTreeMap<PointId, LostPoint> = BTreeMap::new();
     let mut has_unreadable = false;
-    for (id, places) in unknown_copies(repository, catalog, monitor)? {
+    for (id, places) in unknown_copies(segments, catalog, monitor)? {
         monitor.check()?;
         let Some(record) = read_record(reader, id, &places)? else {
             has_unreadable = true;
@@ -74,10 +76,11 @@ pub(super) fn find(
 /// Returns the ids of copies of records that belong to no point that there is, and where segments say that they are: such a
 /// segment need not count, and the index does not have it then.
 fn unknown_copies(
-    repository: &Repository,
+    segments: &SegmentCache<'_>,
     catalog: &Catalog,
     monitor: &dyn Monitor,
 ) -> Result<HashMap<ChunkId, Vec<Location>>> {
+    let repository = segments.repository();
     let mut known = HashSet::new();
     for entry in catalog.points().iter().chain(catalog.forgotten()) {
         let object = || format!("the record of point {}", entry.record.id);
@@ -88,7 +91,7 @@ fn unknown_copies(
     let mut unknown: HashMap<ChunkId, Vec<Location>> = HashMap::new();
     for id in repository.segments()? {
         monitor.check()?;
-        let segment = match repository.load_segment(id) {
+        let segment = match segments.load(id) {
             Ok(segment) => segment,
             Err(Error::NotFound { .. }) => continue,
             Err(error) if repository.is_of_object(&error) => continue,

@@ -8,6 +8,7 @@
 //! * [`view`]: which packs a session may rely on
 //! * [`reader`]: chunks, checked against their ids
 //! * `frames`: frames that were read, and their memory
+//! * [`segments`]: index segments for one who needs all of them several times
 //! * `near`: tables of packs of which much was asked for
 //! * [`writer`]: frames, packs and segments of a session
 //! * `compare` and [`ingest`]: from a disk's extents to a manifest
@@ -29,6 +30,7 @@ pub mod reader;
 mod reserve;
 mod resort;
 pub(crate) mod rules;
+pub mod segments;
 pub mod session;
 mod share;
 pub mod view;

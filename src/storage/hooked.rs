@@ -74,6 +74,7 @@ impl Storage for HookedStorage {
     }
 
     fn get(&self, name: ObjectName, max_len: u64) -> Result<Vec<u8>> {
+        (self.before_read)(name);
         self.inner.get(name, max_len)
     }
 

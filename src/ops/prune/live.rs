@@ -25,9 +25,9 @@ const WANTED: u8 = 0x0c;
 const WANTED_SHIFT: u32 = 2;
 const WALKED: u8 = 0x10;
 
-/// The first 91 bits of a chunk id. Of a dead and a live chunk that share them the copies could be taken for one another's:
+/// The first 91 bits of a chunk id, as a number. Of a dead and a live chunk that share them the copies could be taken for one another's:
 /// of a thousand million chunks (20 TiB of content) the chance that any two do is one in 5,000 million.
-type Key = [u8; KEY_LEN];
+type Key = u128;
 
 /// New ids are collected before they are put in their place: a quarter as many as are known, but at least and at most so
 /// many, or of very many known ones this part.
@@ -41,17 +41,14 @@ struct Entry([u8; KEY_LEN]);
 
 impl Entry {
     fn new(id: &ChunkId, wanted: u8) -> Self {
-        let mut bytes = key(id);
+        let mut bytes = front(id);
         let [.., last] = &mut bytes;
-        *last |= wanted << WANTED_SHIFT & WANTED;
+        *last = *last & !STATE | wanted << WANTED_SHIFT & WANTED;
         Self(bytes)
     }
 
     fn key(self) -> Key {
-        let mut bytes = self.0;
-        let [.., last] = &mut bytes;
-        *last &= !STATE;
-        bytes
+        number(self.0)
     }
 
     fn state(self) -> u8 {
@@ -87,19 +84,43 @@ pub(super) struct Live {
     sorted: usize,
     /// Where the entries of each first two bytes begin; ids are spread evenly.
     starts: Vec<usize>,
+    /// Once they were counted: of how many data chunks copies are wanting, and of how many others.
+    wanting: Wanting,
 }
 
-fn key(id: &ChunkId) -> Key {
+#[derive(Debug, Default, Clone, Copy)]
+struct Wanting {
+    data: usize,
+    metadata: usize,
+}
+
+impl Wanting {
+    fn of(&mut self, entry: Entry) -> &mut usize {
+        if entry.wanted() == 1 { &mut self.data } else { &mut self.metadata }
+    }
+}
+
+fn front(id: &ChunkId) -> [u8; KEY_LEN] {
     let mut front = [0; KEY_LEN];
     front.iter_mut().zip(id.as_bytes()).for_each(|(to, from)| *to = *from);
-    let [.., last] = &mut front;
-    *last &= !STATE;
     front
 }
 
-fn bucket(key: &Key) -> usize {
-    let [first, second, ..] = *key;
-    usize::from(u16::from_be_bytes([first, second]))
+/// Numbers compare faster than bytes do.
+fn number(front: [u8; KEY_LEN]) -> Key {
+    let mut bytes = [0; size_of::<Key>()];
+    if let Some(end) = bytes.last_chunk_mut() {
+        *end = front;
+    }
+    Key::from_be_bytes(bytes) & !Key::from(STATE)
+}
+
+fn key(id: &ChunkId) -> Key {
+    number(front(id))
+}
+
+fn bucket(key: Key) -> usize {
+    (key >> (8 * (KEY_LEN - 2))) as usize
 }
 
 impl Live {
@@ -172,7 +193,7 @@ impl Live {
         self.entries.shrink_to_fit();
         let mut starts = Vec::with_capacity((1 << 16) + 1);
         for (at, entry) in self.entries.iter().enumerate() {
-            let bucket = bucket(&entry.key());
+            let bucket = bucket(entry.key());
             while starts.len() <= bucket {
                 starts.push(at);
             }
@@ -183,7 +204,7 @@ impl Live {
 
     fn entry(&mut self, id: &ChunkId) -> Option<&mut Entry> {
         let key = key(id);
-        let bucket = bucket(&key);
+        let bucket = bucket(key);
         let range = *self.starts.get(bucket)?..*self.starts.get(bucket + 1)?;
         let within = self.entries.get_mut(range)?;
         let at = within.binary_search_by(|entry| entry.key().cmp(&key)).ok()?;
@@ -212,9 +233,31 @@ impl Live {
 
     /// Notes that a chunk was written as often as it should be.
     pub(super) fn settle(&mut self, id: &ChunkId) {
-        if let Some(entry) = self.entry(id) {
-            entry.set(FOUND, entry.wanted());
+        let Some(entry) = self.entry(id) else { return };
+        let before = *entry;
+        entry.set(FOUND, before.wanted());
+        if before.found() < before.wanted() {
+            let wanting = self.wanting.of(before);
+            *wanting = wanting.saturating_sub(1);
         }
+    }
+
+    /// Counts the chunks of which copies are wanting, once what is there was found; from then on `settle` counts.
+    pub(super) fn count_wanting(&mut self) {
+        self.wanting = Wanting::default();
+        for entry in self.entries.iter().filter(|entry| entry.found() < entry.wanted()) {
+            *self.wanting.of(*entry) += 1;
+        }
+    }
+
+    /// Returns true if copies of data chunks are wanting, as far as was counted.
+    pub(super) fn wants_data(&self) -> bool {
+        self.wanting.data > 0
+    }
+
+    /// Returns true if copies of anything are wanting, as far as was counted.
+    pub(super) fn wants_any(&self) -> bool {
+        self.wants_data() || self.wanting.metadata > 0
     }
 
     /// Notes that a live node was walked. Returns true for the first time.
@@ -300,6 +343,16 @@ mod tests {
         assert_eq!(live.missing(), count as usize - 3);
         live.recount();
         assert_eq!(live.missing(), count as usize);
+        live.count_wanting();
+        assert_eq!((live.wanting.data, live.wanting.metadata), (1_450_000, 50_000));
+        live.settle(&id(1));
+        let mut settle = |numbers: &mut dyn Iterator<Item = u64>| {
+            numbers.for_each(|number| live.settle(&id(number)));
+            (live.wants_data(), live.wants_any())
+        };
+        assert_eq!(settle(&mut (1..count).filter(|number| number % 30 != 0)), (false, true));
+        assert_eq!(settle(&mut (0..count).step_by(30)), (false, false));
+        live.recount();
         assert!(live.walk(&id(90)) && !live.walk(&id(90)) && live.lacks(&id(90)));
         assert!(!live.walk(&id(count)), "what is not live is not walked");
         assert!(live.entries.is_sorted_by_key(|entry| entry.key()));

@@ -32,6 +32,7 @@ use crate::monitor::Monitor;
 use crate::ops::lost_points;
 use crate::repo::reader::ChunkReader;
 use crate::repo::rules::Rule;
+use crate::repo::segments::SegmentCache;
 use crate::repo::session::Session;
 use crate::repo::view::View;
 use crate::repo::{Catalog, Repository};
@@ -132,11 +133,12 @@ fn put_spare(repository: &Repository, monitor: &dyn Monitor) {
 }
 
 fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Monitor) -> Result<PruneReport> {
+    let segments = SegmentCache::new(repository);
     if options.dry_run {
         let (catalog, view) = repository.refresh_and_look(monitor)?;
         sweep::note_decided(repository, monitor)?;
-        let (chosen, live) = choose_all(repository, &catalog, &view, options, monitor)?;
-        refuse_missing(repository, &catalog, &view, live, monitor)?;
+        let (chosen, live) = choose_all(&segments, &catalog, &view, options, monitor)?;
+        refuse_missing(&segments, &catalog, &view, live, monitor)?;
         return Ok(chosen.report(true));
     }
     let session = Session::begin(repository, SessionKind::Prune)?;
@@ -149,7 +151,7 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
     sweep::clear_marks(repository, session.id(), monitor).context(|| "while ending an earlier prune")?;
     let (catalog, view) = repository.refresh_and_look(monitor)?;
     let (chosen, live) =
-        choose_all(repository, &catalog, &view, options, monitor).map_err(|error| session.cause_of(error))?;
+        choose_all(&segments, &catalog, &view, options, monitor).map_err(|error| session.cause_of(error))?;
     if chosen.is_nothing() {
         if repository.open_sessions()?.iter().all(|other| other.id == session.id()) {
             remove_leftovers(repository, &leftovers, monitor)?;
@@ -166,7 +168,7 @@ fn prune_once(repository: &Repository, options: &PruneOptions, monitor: &dyn Mon
         repository.fence(id, monitor)?;
     }
     repository.storage().put_new(name, &bytes)?;
-    let before = Before { catalog: &catalog, live };
+    let before = Before { segments: &segments, catalog: &catalog, live };
     let swept = rewrite_and_commit(repository, session, &mark, &chosen, before, monitor);
     if swept.is_err() {
         // what went wrong is told; a mark that stays is cleared by whoever prunes next
@@ -277,23 +279,24 @@ impl Chosen {
 }
 
 fn choose_all(
-    repository: &Repository,
+    segments: &SegmentCache<'_>,
     catalog: &Catalog,
     view: &View,
     options: &PruneOptions,
     monitor: &dyn Monitor,
 ) -> Result<(Chosen, Live)> {
+    let repository = segments.repository();
     refuse_unreadable(catalog)?;
     let reader = ChunkReader::sparing(repository, view);
-    refuse_lost(repository, catalog, &reader, monitor)?;
+    refuse_lost(segments, catalog, &reader, monitor)?;
     let drop = droppable(repository, catalog);
     let dropped = drop.iter().copied().collect();
     let mut live = Live::of(repository, &reader, kept_records(catalog, &dropped), monitor)?;
     let mut uses: HashMap<PackId, PackUse> = HashMap::new();
     let mut small = HashSet::new();
-    let healed = healed(repository, catalog, view, monitor)?;
+    let healed = healed(segments, catalog, view, monitor)?;
     let packs = view.pack_lens()?;
-    let spare = for_each_segment(repository, catalog, monitor, &mut |id, segment| {
+    let spare = for_each_segment(segments, catalog, monitor, &mut |id, segment| {
         add_uses(segment, view, &healed, &mut live, &mut uses)?;
         if segment.chunks.len() < SEGMENT_TARGET_CHUNKS / 4 {
             small.insert(id);
@@ -347,7 +350,7 @@ fn refuse_unlisted(missing: usize) -> Result<()> {
 /// Finds out for a dry run what the prune itself would meet when it writes packs anew: that something cannot be had from
 /// anywhere.
 fn refuse_missing(
-    repository: &Repository,
+    segments: &SegmentCache<'_>,
     catalog: &Catalog,
     view: &View,
     mut live: Live,
@@ -356,14 +359,14 @@ fn refuse_missing(
     if !view.has_lost() {
         return Ok(());
     }
-    let reader = ChunkReader::new(repository, view);
+    let reader = ChunkReader::new(segments.repository(), view);
     live.recount();
     // what is recorded as damaged may be readable again, as the prune would find
     for reads in [false, true] {
         if reads && live.missing() == 0 {
             break;
         }
-        for_each_segment(repository, catalog, monitor, &mut |_, segment| {
+        for_each_segment(segments, catalog, monitor, &mut |_, segment| {
             for chunk in &segment.chunks {
                 let Some(place) = locate(segment, chunk) else { continue };
                 let is_there = match reads {
@@ -402,7 +405,7 @@ fn kept_records<'a>(
 
 /// Returns the chunks that are recorded as damaged somewhere and have a good copy elsewhere.
 fn healed(
-    repository: &Repository,
+    segments: &SegmentCache<'_>,
     catalog: &Catalog,
     view: &View,
     monitor: &dyn Monitor,
@@ -420,7 +423,7 @@ fn healed(
             }
             Ok(())
         };
-        for_each_segment(repository, catalog, monitor, all).map(drop)
+        for_each_segment(segments, catalog, monitor, all).map(drop)
     };
     each(&mut |id, pack| {
         if view.is_condemned(pack, &id) {
@@ -469,12 +472,12 @@ fn add_uses(
 
 /// A point whose outcome is lost looks like what a killed session left.
 fn refuse_lost(
-    repository: &Repository,
+    segments: &SegmentCache<'_>,
     catalog: &Catalog,
     reader: &ChunkReader<'_>,
     monitor: &dyn Monitor,
 ) -> Result<()> {
-    let lost = lost_points::find(repository, catalog, reader, monitor)?;
+    let lost = lost_points::find(segments, catalog, reader, monitor)?;
     match lost.points.iter().find(|lost| lost.is_complete) {
         None => Ok(()),
         Some(lost) => Err(Error::Damaged(format!(
@@ -505,8 +508,9 @@ struct Sweep {
     segments: Vec<SegmentId>,
 }
 
-/// What was seen before the fence.
+/// What was seen before the fence, and of segments since.
 struct Before<'a> {
+    segments: &'a SegmentCache<'a>,
     catalog: &'a Catalog,
     live: Live,
 }
@@ -574,10 +578,12 @@ fn decide(
     let _sparing = repository.spare_memory();
     let reader = ChunkReader::sparing(repository, &view);
     // a point that was made, and lost its outcome, since the choice
-    refuse_lost(repository, catalog, &reader, monitor)?;
+    let segments = before.segments;
+    refuse_lost(segments, catalog, &reader, monitor)?;
     let live = before.live_of(repository, &reader, &kept, mark, monitor)?;
     let marked: HashSet<PackId> = mark.packs.iter().copied().collect();
     let scope = rewrite::Scope {
+        segments,
         catalog,
         view: &view,
         kept: &kept,

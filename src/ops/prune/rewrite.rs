@@ -18,6 +18,7 @@ use crate::manifest::{EntryRef, NodeAt, Visitor, walk};
 use crate::monitor::{Monitor, TaskId};
 use crate::repo::reader::ChunkReader;
 use crate::repo::rules::Rule;
+use crate::repo::segments::SegmentCache;
 use crate::repo::session::Session;
 use crate::repo::view::View;
 use crate::repo::writer::{FrameCopy, SessionWriter, put_segment, write_session};
@@ -31,6 +32,7 @@ const CANNOT_COPY: &str = "nothing was deleted: a chunk that points need cannot 
 
 /// What is to go.
 pub(super) struct Scope<'a> {
+    pub segments: &'a SegmentCache<'a>,
     pub catalog: &'a Catalog,
     pub view: &'a View,
     /// The points that stay.
@@ -74,11 +76,12 @@ pub(super) fn rewrite(
 ) -> Result<Rewritten> {
     live.recount();
     let mut seen = HashSet::new();
-    let spare = for_each_segment(repository, scope.catalog, monitor, &mut |_, segment| {
+    let spare = for_each_segment(scope.segments, scope.catalog, monitor, &mut |_, segment| {
         note_what_stays(segment, scope, &mut seen, &mut live);
         Ok(())
     })?;
     refuse_unknown(&spare.unreadable, &seen, scope.view)?;
+    live.count_wanting();
     let task = monitor.start("repack", chosen.plan.repack.iter().map(|pack| pack.live_len).sum());
     let ((), written) = write_session(repository, reader, session.id(), |writer| {
         let live = &mut live;
@@ -92,7 +95,7 @@ pub(super) fn rewrite(
     let number = u32::try_from(written.segments.len()).unwrap_or(u32::MAX);
     let mut survivors = Survivors::new(repository, session.id(), number);
     let mut replaced: Vec<SegmentId> = spare.all(&HashSet::new()).collect();
-    for_each_segment(repository, scope.catalog, monitor, &mut |id, segment| {
+    for_each_segment(scope.segments, scope.catalog, monitor, &mut |id, segment| {
         if scope.replaces(id, segment) {
             replaced.push(id);
             if !repository.breaks(Rule::ListSurvivors) {
@@ -153,10 +156,13 @@ struct Repack<'a, 'r, 'w> {
 }
 
 impl Repack<'_, '_, '_> {
-    /// `points` are oldest first.
+    /// `points` are oldest first. Ends as soon as nothing is left to copy.
     fn all(&mut self, points: &[&PointRecord]) -> Result<()> {
         let (repository, reader) = (self.repository, self.reader);
         for record in points.iter().rev() {
+            if !self.live.wants_any() {
+                break;
+            }
             for manifest in record.manifests() {
                 let mut visitor = RepackVisitor { repack: self };
                 walk(repository.geometry(), manifest, reader, &mut visitor)?;
@@ -253,7 +259,7 @@ struct RepackVisitor<'v, 'a, 'r, 'w> {
 impl Visitor for RepackVisitor<'_, '_, '_, '_> {
     fn node(&mut self, node: NodeAt) -> Result<bool> {
         self.repack.monitor.check()?;
-        if !self.repack.live.walk(&node.id) {
+        if !self.repack.live.wants_any() || !self.repack.live.walk(&node.id) {
             return Ok(false);
         }
         if self.repack.live.lacks(&node.id) {
@@ -265,6 +271,7 @@ impl Visitor for RepackVisitor<'_, '_, '_, '_> {
 
     fn entry(&mut self, _range: ByteRange, entry: EntryRef) -> Result<()> {
         if let EntryRef::Chunk { id, .. } = entry
+            && self.repack.live.wants_data()
             && self.repack.live.lacks(&id)
         {
             self.repack.pending.push(id);

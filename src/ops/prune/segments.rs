@@ -7,9 +7,10 @@ use crate::format::name::ObjectName;
 use crate::format::segment::Segment;
 use crate::id::{PackId, SegmentId, SessionId};
 use crate::monitor::Monitor;
+use crate::repo::Catalog;
 use crate::repo::catalog::Ended;
+use crate::repo::segments::SegmentCache;
 use crate::repo::view::View;
-use crate::repo::{Catalog, Repository};
 
 /// Segments that do not count.
 #[derive(Debug, Default)]
@@ -34,15 +35,16 @@ impl Spare {
 /// # Errors
 /// Those of the storage and of `each`.
 pub(super) fn for_each_segment(
-    repository: &Repository,
+    segments: &SegmentCache<'_>,
     catalog: &Catalog,
     monitor: &dyn Monitor,
     each: &mut dyn FnMut(SegmentId, &Segment) -> Result<()>,
 ) -> Result<Spare> {
+    let repository = segments.repository();
     let mut spare = Spare::default();
     for id in repository.segments()? {
         monitor.check()?;
-        match repository.load_segment(id) {
+        match segments.load(id) {
             Ok(segment) => match catalog.ended(segment.owner) {
                 Some(Ended::Committed) => each(id, &segment)?,
                 Some(Ended::Aborted) => spare.aborted.push(id),

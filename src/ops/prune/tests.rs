@@ -1,5 +1,5 @@
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use super::*;
@@ -249,6 +249,28 @@ fn a_prune_that_shows_no_sign_of_life_is_ended_whatever_process_there_is() {
     let second = prune(&open(patient_for(60_000)), &options(), &Recorder::new());
     assert!(matches!(second, Err(Error::Busy { .. })), "{second:?}");
     alive.commit(&Outcome::Done).unwrap();
+    world.check_all();
+}
+
+/// Once for the index, and once to go through them, however often.
+#[test]
+fn segments_are_read_twice_at_most() {
+    let storage = MemoryStorage::new();
+    let mut world = history(storage.clone());
+    forget_but_last(&mut world);
+    let reads: Arc<Mutex<HashMap<SegmentId, u32>>> = Arc::default();
+    let counted = Arc::clone(&reads);
+    let hooked = HookedStorage::new(&storage).before_read(move |name| {
+        if let ObjectName::Segment(id) = name {
+            *counted.lock().unwrap().entry(id).or_default() += 1;
+        }
+    });
+    let listed = world.repository.segments().unwrap();
+    let repository = Repository::open(Box::new(hooked), None, &environment(), &Recorder::new()).unwrap();
+    let report = prune(&repository, &options(), &Recorder::new()).unwrap();
+    assert!(report.repacked_packs > 0 && report.deleted_segments > 0, "{report:?}");
+    let reads = reads.lock().unwrap();
+    assert!(listed.iter().all(|id| (1..=2).contains(reads.get(id).unwrap())), "{reads:?}");
     world.check_all();
 }
 

@@ -23,6 +23,7 @@ use crate::repo::catalog::Ended;
 use crate::repo::heal::find_lost;
 use crate::repo::reader::ChunkReader;
 use crate::repo::rules::Rule;
+use crate::repo::segments::SegmentCache;
 use crate::repo::session::Session;
 use crate::repo::view::{Marks, View};
 use crate::repo::writer::{SessionWriter, write_session};
@@ -71,7 +72,7 @@ pub fn repair_points(repository: &Repository, dry_run: bool, monitor: &dyn Monit
     let mut report = PointsReport { dry_run, ..PointsReport::default() };
     let (catalog, view) = repository.refresh_and_look(monitor)?;
     let reader = ChunkReader::new(repository, &view);
-    let lost = lost_points::find(repository, &catalog, &reader, monitor)?;
+    let lost = lost_points::find(&SegmentCache::new(repository), &catalog, &reader, monitor)?;
     for lost in lost.points.iter().filter(|lost| lost.is_complete) {
         report.brought_back.push(lost.record.id);
         if !dry_run {

@@ -41,6 +41,7 @@ use crate::monitor::Monitor;
 use crate::ops::{Finding, lost_points};
 use crate::repo::catalog::Ended;
 use crate::repo::reader::ChunkReader;
+use crate::repo::segments::SegmentCache;
 use crate::repo::view::View;
 use crate::repo::{Catalog, PointEntry, Repository};
 
@@ -243,7 +244,7 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
             report.unlisted_packs += 1;
             report.unlisted_bytes += len;
         }
-        for lost in lost_points::find(repository, &catalog, &reader, monitor)?.points {
+        for lost in lost_points::find(&SegmentCache::new(repository), &catalog, &reader, monitor)?.points {
             let name = ObjectName::Outcome(lost.record.id.into());
             let rest = if lost.is_complete {
                 "; `vmkeep repair points` brings it back"
