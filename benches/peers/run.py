@@ -76,11 +76,11 @@ def aged(options, results, lab, folder):
     small = options.size == "small"
     disk, last = os.path.join(folder, "text.raw"), works.History(options.data, results)
     make_disk(disk, options.live_mib << 20, Text(seed=7))
-    age.fragments(lab, options.vmkeep, folder, results, disk, [6, 30, 60] if small else [6, 100, 200], restores(options))
+    age.fragments(lab, options.vmkeep, folder, results, disk, [6, 20, 40] if small else [6, 100, 200], restores(options))
     image = last.image(last.last)
     if small or not os.path.exists(image):
         image = disk
-    age.many_points(lab, options.vmkeep, folder, results, image, [6, 150 if small else 500], restores(options))
+    age.many_points(lab, options.vmkeep, folder, results, image, [6, 100 if small else 500], restores(options))
     os.unlink(disk)
 
 

@@ -103,6 +103,9 @@ class Vmkeep(Tool):
         return self.vmkeep("-c", self.domain.uri(), "backup", "-q", self.domain.name, "-l", level)
 
     def again(self, name, image):
+        if self.domain is not None:
+            # it has been in all its states; its image takes as much room as the last of them
+            self.domain.remove()
         # a full, as every backup of an image; one that is asked for would cut anew what is in pieces
         return self.backup(name + ".again", image)
 

@@ -5,32 +5,39 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Repository;
 use crate::error::Result;
+use crate::format::pack::FrameEntry;
 use crate::format::segment::Segment;
 use crate::id::SegmentId;
 
-/// So many chunks of segments are kept, 56 bytes each: 15 MiB.
-const MAX_CHUNKS: usize = 280_000;
+/// So many bytes of decoded segments are kept: those of about 300,000 chunks.
+const MAX_LEN: usize = 16 << 20;
 
 /// Segments that were read and decoded before: their content is what their name says, so that none of them has to be read
-/// twice. Of a repository with more chunks nothing is kept: all of its segments are met before one of them is met again.
+/// twice. Of a larger repository nothing is kept: all of its segments are met before one of them is met again.
 #[derive(Debug)]
 pub struct SegmentCache<'a> {
     repository: &'a Repository,
-    max_chunks: usize,
+    max_len: usize,
     kept: Mutex<Kept>,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
     segments: HashMap<SegmentId, Arc<Segment>>,
-    chunks: usize,
+    /// Bytes in memory.
+    len: usize,
     is_full: bool,
 }
 
 impl<'a> SegmentCache<'a> {
     /// Returns one that is empty.
     pub fn new(repository: &'a Repository) -> Self {
-        Self { repository, max_chunks: MAX_CHUNKS, kept: Mutex::default() }
+        Self { repository, max_len: MAX_LEN, kept: Mutex::default() }
+    }
+
+    /// Returns one that stays empty, for one who goes through all segments once.
+    pub fn passing(repository: &'a Repository) -> Self {
+        Self { max_len: 0, ..Self::new(repository) }
     }
 
     /// Returns the repository whose segments these are.
@@ -48,15 +55,24 @@ impl<'a> SegmentCache<'a> {
             return Ok(Arc::clone(segment));
         }
         let segment = Arc::new(self.repository.load_segment(id)?);
-        kept.is_full |= kept.chunks + segment.chunks.len() > self.max_chunks;
+        let len = len_in_memory(&segment);
+        kept.is_full |= kept.len + len > self.max_len;
         if kept.is_full {
             kept.segments = HashMap::new();
         } else {
-            kept.chunks += segment.chunks.len();
+            kept.len += len;
             kept.segments.insert(id, Arc::clone(&segment));
         }
         Ok(segment)
     }
+}
+
+fn len_in_memory(segment: &Segment) -> usize {
+    let frames: usize = segment.packs.iter().map(|pack| pack.frames.len()).sum();
+    size_of_val(segment)
+        + size_of_val(segment.packs.as_slice())
+        + size_of_val(segment.chunks.as_slice())
+        + frames * size_of::<FrameEntry>()
 }
 
 #[cfg(test)]
@@ -66,7 +82,7 @@ mod tests {
     use crate::error::Error;
     use crate::format::name::ObjectName;
     use crate::format::node::ChunkKind;
-    use crate::format::pack::{FrameEntry, PackKind};
+    use crate::format::pack::PackKind;
     use crate::format::segment::{SegmentChunk, SegmentPack};
     use crate::id::{ChunkId, PackId, SessionId};
     use crate::repo::writer::put_segment;
@@ -97,8 +113,10 @@ mod tests {
         let repository =
             Repository::create(Box::new(storage.clone()), &CreateOptions::default(), &environment).unwrap();
         let ids: Vec<SegmentId> = (0..3).map(|number| put(&repository, number, 40)).collect();
-        let few = SegmentCache { max_chunks: 120, ..SegmentCache::new(&repository) };
-        let many = SegmentCache { max_chunks: 119, ..SegmentCache::new(&repository) };
+        let len = 3 * len_in_memory(&repository.load_segment(ids[0]).unwrap());
+        assert!(len > 3 * 40 * size_of::<SegmentChunk>());
+        let few = SegmentCache { max_len: len, ..SegmentCache::new(&repository) };
+        let many = SegmentCache { max_len: len - 1, ..SegmentCache::new(&repository) };
         for id in &ids {
             assert_eq!(*few.load(*id).unwrap(), repository.load_segment(*id).unwrap());
             assert_eq!(many.load(*id).unwrap().chunks.len(), 40);

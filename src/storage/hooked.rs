@@ -13,8 +13,8 @@ type OnList = dyn Fn(Folder, Vec<Listed>) -> Vec<Listed> + Send + Sync;
 type BeforeRead = dyn Fn(ObjectName) + Send + Sync;
 type BehindPut = dyn Fn(ObjectName) -> Result<()> + Send + Sync;
 
-/// Does something before each listing, with what was listed, before each read of a part, and behind each put of a new object,
-/// before they return.
+/// Does something before each listing, with what was listed, before each read, and behind each put of a new object, before
+/// they return.
 #[derive(Clone)]
 pub(crate) struct HookedStorage {
     inner: MemoryStorage,

@@ -25,8 +25,8 @@ const WANTED: u8 = 0x0c;
 const WANTED_SHIFT: u32 = 2;
 const WALKED: u8 = 0x10;
 
-/// The first 91 bits of a chunk id, as a number. Of a dead and a live chunk that share them the copies could be taken for one another's:
-/// of a thousand million chunks (20 TiB of content) the chance that any two do is one in 5,000 million.
+/// The first 91 bits of a chunk id, as a number. Of a dead and a live chunk that share them the copies could be taken for
+/// one another's: of a thousand million chunks (20 TiB of content) the chance that any two do is one in 5,000 million.
 type Key = u128;
 
 /// New ids are collected before they are put in their place: a quarter as many as are known, but at least and at most so
@@ -84,11 +84,12 @@ pub(super) struct Live {
     sorted: usize,
     /// Where the entries of each first two bytes begin; ids are spread evenly.
     starts: Vec<usize>,
-    /// Once they were counted: of how many data chunks copies are wanting, and of how many others.
-    wanting: Wanting,
+    /// `None` before they are counted.
+    wanting: Option<Wanting>,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
+/// How many chunks have fewer copies than they should.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Wanting {
     data: usize,
     metadata: usize,
@@ -135,7 +136,7 @@ impl Live {
         monitor: &dyn Monitor,
     ) -> Result<Self> {
         let mut live = Self::default();
-        let mut nodes = HashSet::new();
+        let mut nodes: HashSet<[u8; KEY_LEN]> = HashSet::new();
         for record in points {
             for manifest in record.manifests() {
                 let mut collector = Collector { live: &mut live, nodes: &mut nodes, monitor };
@@ -236,28 +237,32 @@ impl Live {
         let Some(entry) = self.entry(id) else { return };
         let before = *entry;
         entry.set(FOUND, before.wanted());
-        if before.found() < before.wanted() {
-            let wanting = self.wanting.of(before);
+        let was_wanting = before.found() < before.wanted();
+        if let Some(wanting) = self.wanting.as_mut().filter(|_| was_wanting) {
+            let wanting = wanting.of(before);
             *wanting = wanting.saturating_sub(1);
         }
     }
 
-    /// Counts the chunks of which copies are wanting, once what is there was found; from then on `settle` counts.
-    pub(super) fn count_wanting(&mut self) {
-        self.wanting = Wanting::default();
+    /// Counts the chunks of which copies are wanting, once what is there was found; from then on `settle` counts. Returns
+    /// how many there are.
+    pub(super) fn count_wanting(&mut self) -> usize {
+        let mut wanting = Wanting::default();
         for entry in self.entries.iter().filter(|entry| entry.found() < entry.wanted()) {
-            *self.wanting.of(*entry) += 1;
+            *wanting.of(*entry) += 1;
         }
+        self.wanting = Some(wanting);
+        wanting.data + wanting.metadata
     }
 
-    /// Returns true if copies of data chunks are wanting, as far as was counted.
+    /// Returns true if copies of data chunks are wanting, or if that was not counted.
     pub(super) fn wants_data(&self) -> bool {
-        self.wanting.data > 0
+        self.wanting.is_none_or(|wanting| wanting.data > 0)
     }
 
-    /// Returns true if copies of anything are wanting, as far as was counted.
+    /// Returns true if copies of anything are wanting, or if that was not counted.
     pub(super) fn wants_any(&self) -> bool {
-        self.wants_data() || self.wanting.metadata > 0
+        self.wants_data() || self.wanting.is_none_or(|wanting| wanting.metadata > 0)
     }
 
     /// Notes that a live node was walked. Returns true for the first time.
@@ -276,6 +281,7 @@ impl Live {
 
     /// Forgets what was found.
     pub(super) fn recount(&mut self) {
+        self.wanting = None;
         self.entries.iter_mut().for_each(|entry| entry.set(FOUND, 0));
     }
 }
@@ -291,14 +297,14 @@ pub(super) fn record_copy(repository: &Repository, record: &PointRecord) -> Resu
 struct Collector<'a> {
     live: &'a mut Live,
     /// Nodes that were walked: one in about thirty chunks.
-    nodes: &'a mut HashSet<Key>,
+    nodes: &'a mut HashSet<[u8; KEY_LEN]>,
     monitor: &'a dyn Monitor,
 }
 
 impl Visitor for Collector<'_> {
     fn node(&mut self, node: NodeAt) -> Result<bool> {
         self.monitor.check()?;
-        let is_new = self.nodes.insert(key(&node.id));
+        let is_new = self.nodes.insert(front(&node.id));
         if is_new {
             self.live.add(&node.id, 2);
         }
@@ -343,18 +349,36 @@ mod tests {
         assert_eq!(live.missing(), count as usize - 3);
         live.recount();
         assert_eq!(live.missing(), count as usize);
-        live.count_wanting();
-        assert_eq!((live.wanting.data, live.wanting.metadata), (1_450_000, 50_000));
-        live.settle(&id(1));
-        let mut settle = |numbers: &mut dyn Iterator<Item = u64>| {
-            numbers.for_each(|number| live.settle(&id(number)));
-            (live.wants_data(), live.wants_any())
-        };
-        assert_eq!(settle(&mut (1..count).filter(|number| number % 30 != 0)), (false, true));
-        assert_eq!(settle(&mut (0..count).step_by(30)), (false, false));
-        live.recount();
         assert!(live.walk(&id(90)) && !live.walk(&id(90)) && live.lacks(&id(90)));
         assert!(!live.walk(&id(count)), "what is not live is not walked");
         assert!(live.entries.is_sorted_by_key(|entry| entry.key()));
+    }
+
+    /// Of 100 data chunks and 10 nodes, one of each is there as often as it should be, and one node once.
+    #[test]
+    fn what_copies_are_wanting_of_is_counted_down_once() {
+        let mut live = Live::default();
+        (0..100).for_each(|number| live.add(&id(number), 1));
+        (100..110).for_each(|number| live.add(&id(number), 2));
+        live.settle_order();
+        assert!(live.wants_data() && live.wants_any(), "nothing was counted");
+        for number in [0, 100, 100, 101] {
+            assert!(live.found(&id(number)));
+        }
+        assert_eq!(live.count_wanting(), 108);
+        assert_eq!(live.wanting, Some(Wanting { data: 99, metadata: 9 }));
+        // what is there, what is not live, and one again and again
+        [0, 100, 999, 50, 50, 50].iter().for_each(|number| live.settle(&id(*number)));
+        assert_eq!(live.wanting, Some(Wanting { data: 98, metadata: 9 }));
+        (0..99).for_each(|number| live.settle(&id(number)));
+        assert!(live.wants_data());
+        live.settle(&id(99));
+        assert!(!live.wants_data() && live.wants_any());
+        (102..110).for_each(|number| live.settle(&id(number)));
+        assert!(live.wants_any(), "of a node the second copy");
+        live.settle(&id(101));
+        assert!(!live.wants_any() && live.count_wanting() == 0);
+        live.recount();
+        assert!(live.wants_data() && live.wants_any());
     }
 }

@@ -508,8 +508,9 @@ struct Sweep {
     segments: Vec<SegmentId>,
 }
 
-/// What was seen before the fence, and of segments since.
+/// What was seen before the fence.
 struct Before<'a> {
+    /// What they hold does not change; which there are is found out anew.
     segments: &'a SegmentCache<'a>,
     catalog: &'a Catalog,
     live: Live,

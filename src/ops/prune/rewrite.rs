@@ -91,6 +91,7 @@ pub(super) fn rewrite(
     monitor.finish(task);
     if !repository.breaks(Rule::StopIfMissing) {
         refuse_missing(&live)?;
+        refuse_wanting(&mut live)?;
     }
     let number = u32::try_from(written.segments.len()).unwrap_or(u32::MAX);
     let mut survivors = Survivors::new(repository, session.id(), number);
@@ -117,6 +118,16 @@ pub(super) fn refuse_missing(live: &Live) -> Result<()> {
         0 => Ok(()),
         missing => Err(Error::Damaged(format!(
             "{missing} chunks that points need are in no pack; nothing was deleted"
+        ))),
+    }
+}
+
+/// Refuses to go on if anything was not written as often as it should be there, whatever was counted meanwhile.
+fn refuse_wanting(live: &mut Live) -> Result<()> {
+    match live.count_wanting() {
+        0 => Ok(()),
+        count => Err(Error::Damaged(format!(
+            "{count} chunks that points need would have too few copies; nothing was deleted"
         ))),
     }
 }

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
@@ -272,6 +272,36 @@ fn segments_are_read_twice_at_most() {
     let reads = reads.lock().unwrap();
     assert!(listed.iter().all(|id| (1..=2).contains(reads.get(id).unwrap())), "{reads:?}");
     world.check_all();
+}
+
+/// Where nothing is copied, no map is read again behind the mark.
+#[test]
+fn copying_ends_when_nothing_is_left_to_copy() {
+    let reads_of = |max_unused_permille: u64| {
+        let storage = MemoryStorage::new();
+        let mut world = history(storage.clone());
+        forget_but_last(&mut world);
+        let (marked, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (is_marked, counted) = (Arc::clone(&marked), Arc::clone(&reads));
+        let hooked = HookedStorage::new(&storage)
+            .behind_put(move |name| {
+                marked.fetch_or(matches!(name, ObjectName::Mark(_)), Ordering::SeqCst);
+                Ok(())
+            })
+            .before_read(move |name| {
+                let counts = is_marked.load(Ordering::SeqCst) && matches!(name, ObjectName::Pack(_));
+                counted.fetch_add(u64::from(counts), Ordering::SeqCst);
+            });
+        let repository = Repository::open(Box::new(hooked), None, &environment(), &Recorder::new()).unwrap();
+        let options = PruneOptions { max_unused_permille, ..PruneOptions::default() };
+        let report = prune(&repository, &options, &Recorder::new()).unwrap();
+        assert!(report.dropped_points.len() == 2 && report.deleted_segments > 0, "{report:?}");
+        world.check_all();
+        (report.repacked_packs, reads.load(Ordering::SeqCst))
+    };
+    assert_eq!(reads_of(1000), (0, 0));
+    let (repacked, reads) = reads_of(0);
+    assert!(repacked > 0 && reads > 0, "{repacked} {reads}");
 }
 
 /// Of two that see one another before either has begun to work, one goes on.

@@ -72,7 +72,7 @@ pub fn repair_points(repository: &Repository, dry_run: bool, monitor: &dyn Monit
     let mut report = PointsReport { dry_run, ..PointsReport::default() };
     let (catalog, view) = repository.refresh_and_look(monitor)?;
     let reader = ChunkReader::new(repository, &view);
-    let lost = lost_points::find(&SegmentCache::new(repository), &catalog, &reader, monitor)?;
+    let lost = lost_points::find(&SegmentCache::passing(repository), &catalog, &reader, monitor)?;
     for lost in lost.points.iter().filter(|lost| lost.is_complete) {
         report.brought_back.push(lost.record.id);
         if !dry_run {

@@ -244,7 +244,8 @@ fn verify_once(repository: &Repository, options: &VerifyOptions, monitor: &dyn M
             report.unlisted_packs += 1;
             report.unlisted_bytes += len;
         }
-        for lost in lost_points::find(&SegmentCache::new(repository), &catalog, &reader, monitor)?.points {
+        for lost in lost_points::find(&SegmentCache::passing(repository), &catalog, &reader, monitor)?.points
+        {
             let name = ObjectName::Outcome(lost.record.id.into());
             let rest = if lost.is_complete {
                 "; `vmkeep repair points` brings it back"
