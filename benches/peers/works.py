@@ -154,6 +154,14 @@ def keep_data(image, path):
                 out.write(file.read(min(4 * MIB, end - at)))
 
 
+def block_offsets(path, length):
+    """Where a file has data: the first byte of each block of so many bytes that is not all hole."""
+    offsets = set()
+    for start, end in data_ranges(path):
+        offsets.update(range(start // length * length, end, length))
+    return sorted(offsets)
+
+
 def fixed_blocks(history, folder):
     """Bytes of all images in distinct blocks of 4 MiB, each compressed by zstd 1: what Proxmox Backup Server keeps."""
     import hashlib
@@ -174,7 +182,9 @@ def fixed_blocks(history, folder):
 
     for name in history.fleet:
         with open(history.image(name), "rb") as file:
-            while block := file.read(4 * MIB):
+            for at in block_offsets(history.image(name), 4 * MIB):
+                file.seek(at)
+                block = file.read(4 * MIB)
                 if not block.strip(b"\0"):
                     continue
                 digest = hashlib.blake2b(block, digest_size=20).hexdigest()
