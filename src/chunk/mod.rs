@@ -3,7 +3,7 @@
 //! [`Cutter`] cuts a run into chunks and [`IdHasher`] names them. [`FrameBuilder`] collects chunks into
 //! [`RawFrame`]s, which worker threads compress and check ([`RawFrame::encode`]). [`PackBuilder`] lines the
 //! frames up in a file. Reading goes the other way: [`read_pack_table`], then [`open_frame`]; where a table is
-//! lost, [`Salvage`] finds the frames by their looks. A frame that goes from one pack to another as it is
+//! lost, [`Salvage`] finds the frames by their looks. A frame that goes from one pack to another unchanged
 //! is checked on the way ([`EncodedFrame::taken_up`]). No I/O here: bytes come and go as slices.
 
 mod cutter;

@@ -3,7 +3,8 @@
 //! 1. end or finish what an earlier prune left; choose points to drop and packs (maybe stale: costs space, no data)
 //! 2. put the mark: from now on new sessions rely on none of those packs and points
 //! 3. fence: every session that was registered before has ended when this returns
-//! 4. find out anew what is live, unless the same points stay as before; write what is live of the marked packs anew; if anything live is missing, stop
+//! 4. find out anew what is live, unless the same points stay as before; write what is live of the marked packs anew; if
+//!    anything live is missing, or would have too few copies, stop
 //! 5. put the outcome, a sweep: now the new segments count
 //! 6. delete segments, packs, outcomes of dropped points, and the mark last: whoever finds the sweep can redo it
 
