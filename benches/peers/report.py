@@ -269,12 +269,11 @@ def hashing_rows(figures, facts):
     ]
 
 
-def light_day_rows(figures):
-    """How much restic's bytes for one day differ from round to round."""
-    sizes = sorted(figures.values("T1", "restic", "size"))
-    if len(sizes) < 2:
+def drawn_rows(figures, work):
+    """How much restic's bytes for the same work differ from round to round."""
+    sizes, ours = sorted(figures.values(work, "restic", "size")), figures.median(work, "vmkeep", "size")
+    if len(sizes) < 2 or not ours:
         return []
-    ours = figures.median("T1", "vmkeep", "size")
     return [
         f"restic draws at random for each repository where it cuts: it stored from {sizes[0] / MIB:.1f} "
         f"to {sizes[-1] / MIB:.1f} MiB; vmkeep's {ours / MIB:.1f} are {ours / sizes[-1]:.2f} to {ours / sizes[0]:.2f} of that.",
@@ -429,7 +428,7 @@ def write(results):
         "frame and everything else on. Times, CPU times and bytes are also given as ratios to vmkeep's: above 1 vmkeep is",
         "better. What a goal names is vmkeep's figure divided by the other's.",
         "",
-        f"* data: {len(data.get('fleet', []))} images of {data.get('virtual', 0) >> 30} GiB ({', '.join(data.get('fleet', []))}), "
+        f"* data: {len(data.get('fleet', []))} images of {data.get('virtual', 0) / (1024 * MIB):g} GiB ({', '.join(data.get('fleet', []))}), "
         f"{data.get('steps', 0)} later states of db",
         *(f"* {tool}: {version}" for tool, version in facts.get("versions", {}).items()),
         *parts_rows(facts),
@@ -444,8 +443,8 @@ def write(results):
     for work in TITLES:
         if figures.tools(work):
             lines += table(figures, work)
-            if work == "T1":
-                lines += light_day_rows(figures)
+            if work in ("first", "T1"):
+                lines += drawn_rows(figures, work)
             if work == "writes":
                 lines += writes_rows(facts)
             if work == "prune-all":
