@@ -55,7 +55,7 @@
 //! | I7 | The local index may be lost, stale or wrong at any time: only speed suffers. | `each_file_may_be_gone_cut_or_overwritten` `the_index_on_disk_answers_as_the_one_in_memory` `the_index_is_lost_spoilt_or_locked_at_any_moment` |
 //! | I8 | Prune deletes nothing that a committed point reaches, whatever clocks, pauses and concurrent writers do. | `cut_off_after_any_change_it_loses_nothing_and_the_next_one_succeeds` `a_running_backup_is_waited_for_and_loses_nothing` `a_missing_live_chunk_stops_it` `no_schedule_loses_anything` `each_rule_that_is_taken_away_is_missed` `each_moment_is_survived_by_its_rule_only` `everything_at_once` |
 //! | I9 | A checkpoint serves as a base only if a committed point names it and its bitmap is there and consistent; else the disk is read in full and the report says why. A backup that failed leaves the domain as it was. | `every_reason_for_a_full_is_given` `bitmap_or_metadata_gone` `a_cancelled_run_leaves_the_domain_as_it_was` |
-//! | I10 | Nothing is stored twice because of its level. | `a_week_of_levels_stores_nothing_twice` `the_same_content_elsewhere_is_stored_once` |
+//! | I10 | Nothing is stored twice because of its level; only a full that is asked for cuts anew what small writes have left in pieces. | `a_week_of_levels_stores_nothing_twice` `the_same_content_elsewhere_is_stored_once` |
 
 #![deny(unsafe_code)]
 // unit tests may panic, that is how they fail; the library may not

@@ -38,6 +38,13 @@ def make_disk(path, size, text):
             out.write(text.take(MIB))
 
 
+def make_noise(path, size):
+    """A disk that nothing compresses."""
+    with open("/dev/urandom", "rb") as source, open(path, "wb") as out:
+        for _ in range(size // MIB):
+            out.write(source.read(MIB))
+
+
 def data_ranges(path):
     """Returns the (start, end) of what a sparse file holds."""
     ranges, end = [], os.path.getsize(path)

@@ -17,10 +17,11 @@ TITLES = {
     "restore": "Restore of the last state to a raw file",
     "check": "All data read and checked",
     "prune": "Half of the database server's points dropped, space reclaimed",
-    "prune-all": "After that a prune that leaves nothing unused",
+    "prune-all": "After that a prune that drops every unused chunk",
     "limits": "What bare programs need for the last state",
     "live": "A full of a running domain that holds random data",
     "idle": "An incremental of a running domain, nothing written",
+    "live-again": "A full of the domain that holds random data, asked for again, nothing written",
     "several": "An incremental of three running domains, 4 MiB written to each, two at once",
     "writes": "An incremental of 4 KiB writes all over a running domain's disk",
 }
@@ -33,7 +34,8 @@ NOTES = {
     "next": "Each state from the disk. vmkeep: out of a domain, by QEMU's dirty bitmaps, libvirt's jobs included. "
     "vmkeep-file and the peers know no bitmap and read whole images. MiB: what the repository grew by.",
     "T1": "As below, the first of them alone.",
-    "again": "The image is read once before: it comes from the page cache. MiB: what the repository grew by.",
+    "again": "The image is read once before: it comes from the page cache. MiB: what the repository grew by. Of vmkeep a backup of "
+    "the image without `-l`, which reads all of it and compares.",
     "first": "Each image from the disk. MiB: the repository afterwards.",
     "prune": "From the disk, by each tool's own limit of what may stay unused. MiB: the repository afterwards.",
     "prune-all": "From the disk, no limit of what is written anew. borg has done so above. MiB: the repository afterwards.",
@@ -43,6 +45,7 @@ NOTES = {
     "image (b3sum-1): from the page cache. nbdcopy and dd: from the disk, synced at the end, as a restore is.",
     "live": "The domain's image is in the page cache. nbdcopy syncs at the end. virtnbdbackup does not compress, as by default: "
     "nothing would be gained here.",
+    "live-again": "`-l full`. The domain's image is in the page cache.",
     "several": "From the disk.",
     "writes": "MiB: what the repository grew by. virtnbdbackup compresses (-z). Beside backup programs: the blocks that have changed, in disk order in one "
     "stream; and every piece of 64 KiB that QEMU's bitmap calls dirty, each for itself.",
@@ -82,6 +85,14 @@ POINTS_FIGURES = {
 }
 #: of the index of 16 million chunks: 100,000 look-ups, and what reading blocks alone takes
 LOOK_UPS = {"known": r"index of .*look-ups of known", "new": r"index of .*look-ups of new", "bare": r"index of .*bare reads"}
+#: what tells the tools apart, and what figures do not say
+CONDITIONS = [
+    "* restic and rustic encrypt, as they always do; vmkeep and borg (`-e none`) do not",
+    "* restic and rustic run without their copies of a repository's metadata (`--no-cache`), which would be on the same disk; "
+    "vmkeep and borg have what they keep on a host",
+    "* RSS is the kernel's maximum for a process, which counts from that of the bench that has started it: what is shown as less "
+    "than 50 MiB may be anything below",
+]
 WORDS = {"wall": "time", "cpu": "CPU time", "size": "bytes stored"}
 
 
@@ -143,7 +154,9 @@ def reclaimed_rows(figures, facts):
         left = next((size for size in after if size is not None), None)
         if left is not None:
             texts.append(f"{tool} {(before - left) / MIB:.1f} of {before / MIB:.1f}")
-    return ["MiB reclaimed by both: " + "; ".join(texts) + ".", ""] if texts else []
+    if not texts:
+        return []
+    return ["MiB reclaimed by both: " + "; ".join(texts) + ". A chunk stays as long as any part of it is named.", ""]
 
 
 def age_table(figures, facts, work):
@@ -199,7 +212,23 @@ def scale_rows(facts):
         return []
     rows = [f"| {figure['name']} | {figure['value']:.4g} {figure['unit']} |" for figure in figures]
     title = ["### Large repositories", "", "From `cargo bench --bench scale -- index disk metadata repack year`.", "", "| | |", "|---|---|"]
-    return [*title, *rows, "", *each_point_rows(facts)]
+    return [*title, *rows, "", *first_run_rows(facts), *each_point_rows(facts)]
+
+
+def first_run_rows(facts):
+    """Why the first of the later points of the large disk takes so long, and what a write takes in those behind it."""
+    found, rows = facts.get("scale", []), []
+    of = lambda figure: re.search(r"16 TiB disk.*: point of (\d+) scattered writes$", figure["name"])
+    points = [(int(of(figure)[1]), figure["value"]) for figure in found if of(figure)]
+    if len(points) > 1:
+        (few, took), *others = points
+        each = "; ".join(f"of {count} writes {1000 * seconds / count:.1f}" for count, seconds in others)
+        rows = [
+            f"Each phase is a process of its own. What a process has stored the next one takes into the local index: in the {took:.0f} s of "
+            f"the point of {few} writes are the chunks of the whole first point. Of the points behind it each write takes, in ms: {each}.",
+            "",
+        ]
+    return rows
 
 
 def each_point_rows(facts):
@@ -214,8 +243,8 @@ def each_point_rows(facts):
     (few, early), (many, late) = min(found), max(found)
     return [
         f"For each point that there is, the backup of one domain takes {1e6 * (late - early) / (many - few):.0f} µs more: whatever "
-        "was written, it lists all outcomes and segments and reads all outcomes, since what the storage holds is the only truth "
-        "about which points there are. Of packs it looks at those that it meets.",
+        "was written, it lists all outcomes and segments, since what the storage holds is the only truth about which points there "
+        "are, and reads all outcomes, none of which it keeps on the host. Of packs it looks at those that it meets.",
         "",
     ]
 
@@ -231,6 +260,8 @@ def goal_rows(figures, facts):
     relative(rows, TITLES["first"], "bytes stored, fixed 4 MiB blocks with zstd 1", 0.62, size, facts.get("fixed"))
     again = [stored for rounds in facts.get("again", {}).values() for stored in rounds.values()]
     absolute(rows, TITLES["again"] + ": bytes of content stored", 0, max(again, default=None), "bytes")
+    again = facts.get("live_again", {}).values()
+    absolute(rows, TITLES["live-again"] + ": bytes of content stored", 0, max(again, default=None), "bytes")
     states = figures.tools("points")
     first, last = (states[0], states[-1]) if len(states) > 1 else ("point 6", "point 500")
     walls = [figures.median("points", state, "wall") for state in (last, first)]
@@ -431,6 +462,7 @@ def write(results):
         f"* data: {len(data.get('fleet', []))} images of {data.get('virtual', 0) / (1024 * MIB):g} GiB ({', '.join(data.get('fleet', []))}), "
         f"{data.get('steps', 0)} later states of db",
         *(f"* {tool}: {version}" for tool, version in facts.get("versions", {}).items()),
+        *CONDITIONS,
         *parts_rows(facts),
         "## Goals",
         "",
@@ -454,8 +486,8 @@ def write(results):
             lines += age_table(figures, facts, work)
             if work == "age":
                 lines += [
-                    "A full beside old points stores nothing twice, but cuts anew what lies in pieces of less than 8 KiB on "
-                    "average; a prune puts together what it keeps of packs.", "",
+                    "A full that is asked for cuts anew what lies in pieces of less than 8 KiB on average, and stores that once "
+                    "more; a prune puts together what it keeps of packs. A chunk stays as long as any part of it is named.", "",
                 ]
     lines += stages.rows(facts)
     lines += scale_rows(facts)

@@ -18,7 +18,7 @@ from lab import HistoryDomain, Lab
 from meter import Failed, Results, cold, output, say
 from tools import Vmkeep, VmkeepFile, peers
 
-PARTS = ["history", "live", "writes", "age", "profile", "index", "metadata", "scale", "year"]
+PARTS = ["history", "live", "writes", "age", "points", "profile", "index", "metadata", "scale", "year"]
 #: those of which a run makes as many rounds as are asked for
 REPEATED = ["history", "live", "writes"]
 
@@ -57,6 +57,7 @@ def history(options, results, lab, folder):
 
 def live(options, results, lab, folder):
     results.forget(works.Live.WORKS)
+    results.facts.pop("live_again", None)
     work = works.Live(lab, options.vmkeep, folder, results, options.live_mib << 20)
     note_version(results, work.virtnbdbackup)
     work.run(options.rounds)
@@ -72,21 +73,31 @@ def scattered(options, results, lab, folder):
 
 
 def aged(options, results, lab, folder):
-    """On a disk of text; and on the last state of the data where that has been made, and is not kept small."""
-    small = options.size == "small"
-    disk, last = os.path.join(folder, "text.raw"), works.History(options.data, results)
-    make_disk(disk, options.live_mib << 20, Text(seed=7))
-    age.fragments(lab, options.vmkeep, folder, results, disk, [6, 20, 40] if small else [6, 100, 200], restores(options))
-    image = last.image(last.last)
-    if small or not os.path.exists(image):
-        image = disk
-    age.many_points(lab, options.vmkeep, folder, results, image, [6, 100 if small else 500], restores(options))
+    disk = text_disk(options, folder)
+    marks = [6, 20, 40] if options.size == "small" else [6, 100, 200]
+    age.fragments(lab, options.vmkeep, folder, results, disk, marks, restores(options, "age"))
     os.unlink(disk)
 
 
-def restores(options):
-    """How often the part `age` restores each state."""
-    return 3 if options.size == "small" else 5
+def pointed(options, results, lab, folder):
+    """On the last state of the data where that has been made, and is not kept small; else on a disk of text."""
+    small, last = options.size == "small", works.History(options.data, results)
+    image = last.image(last.last)
+    made = text_disk(options, folder) if small or not os.path.exists(image) else None
+    age.many_points(lab, options.vmkeep, folder, results, made or image, [6, 100 if small else 500], restores(options, "points"))
+    if made:
+        os.unlink(made)
+
+
+def text_disk(options, folder):
+    disk = os.path.join(folder, "text.raw")
+    make_disk(disk, options.live_mib << 20, Text(seed=7))
+    return disk
+
+
+def restores(options, part):
+    """How often a part restores each state: what is the same but for a tenth has to be seen in spite of a busy host."""
+    return 3 if options.size == "small" else 15 if part == "points" else 5
 
 
 def profile(options, results, lab, folder):
@@ -94,7 +105,7 @@ def profile(options, results, lab, folder):
     results.facts.pop("profile", None)
     work = works.History(options.data, results)
     if work.steps >= 2:
-        stages.profile(options.vmkeep, folder, results, work, lab)
+        stages.profile(options.vmkeep, folder, results, work, lab, options.live_mib << 20)
 
 
 def note_version(results, tool):
@@ -165,11 +176,11 @@ def main():
         large_alone("index", "index", "repack"), large_alone("metadata", "metadata"), large_alone("scale", "disk"),
         large_alone("year", "year"),
     ]
-    parts = dict(zip(PARTS, [history, live, scattered, aged, profile, *alone]))
+    parts = dict(zip(PARTS, [history, live, scattered, aged, pointed, profile, *alone]))
     try:
         lab.start()
         for part in options.parts or PARTS:
-            rounds = restores(options) if part == "age" else options.rounds if part in REPEATED else 1
+            rounds = restores(options, part) if part in ("age", "points") else options.rounds if part in REPEATED else 1
             results.begin(part, rounds, code(), cold(), options.tools if part == "history" else None)
             parts[part](options, results, lab, options.work)
             # a part that was broken off leaves what was measured before

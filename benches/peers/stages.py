@@ -5,7 +5,8 @@ import re
 import shutil
 import subprocess
 
-from lab import HistoryDomain
+from content import make_noise
+from lab import Domain, HistoryDomain
 from meter import Failed, cold, output, say, warm
 from tools import Vmkeep
 
@@ -67,12 +68,12 @@ def draw(folder, name, data):
     say(f"drawn: {graph}")
 
 
-def profile(program, folder, results, history, lab):
-    """What vmkeep does with a database server in a few days, work by work."""
+def profile(program, folder, results, history, lab, noise):
+    """What vmkeep does with a database server in a few days, work by work; and with a domain of `noise` bytes of random data."""
     if shutil.which("perf") is None:
         say("no perf here: nothing is said about where the time goes")
         return
-    domain = HistoryDomain(lab, history.data)
+    domain, random = HistoryDomain(lab, history.data), Domain(lab, "random")
     tool = Vmkeep(folder, program, domain)
     tool.reset()
     first, later = history.image("db.T0"), history.image("db.T2")
@@ -92,9 +93,15 @@ def profile(program, folder, results, history, lab):
         note("verify --data", "verify", "-q", "--data")
         tool.vmkeep("forget", "-q", "-y", "--force", *tool.points["db.T0"])
         note("prune to the last byte", "prune", "-q", "--max-unused", "0%")
+        domain.remove()
+        make_noise(out, noise)
+        random.start(out)
+        warm(random.image)
+        note("full of a domain, random data", "-c", random.uri(), "backup", "-q", random.name, "-l", "full")
     except Failed as error:
         say(f"perf: {error}")
     domain.remove()
+    random.remove()
     if os.path.exists(out):
         os.unlink(out)
     shutil.rmtree(tool.root)
@@ -105,9 +112,9 @@ def rows(facts):
     """The table of the report."""
     found = facts.get("profile")
     if not found:
-        return []
-    lines = ["### Where the time goes", "", "Shares of vmkeep's CPU time on all cores, in percent, with the database server; sampled by perf. `scripts/bench",
-             "profile` leaves a flame graph of each in `BENCH_DIR`.", "", "| | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
+        return ["### Where the time goes", "", "Not measured: perf was not there, or the part `profile` did not run.", ""]
+    lines = ["### Where the time goes", "", "Shares of vmkeep's CPU time on all cores, in percent, with the database server but for the last; sampled by perf.",
+             "`scripts/bench profile` leaves a flame graph of each in `BENCH_DIR`.", "", "| | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
     for name, _ in STAGES:
         values = [work.get(name, 0.0) for work in found.values()]
         if max(values) >= 0.5:

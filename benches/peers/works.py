@@ -4,7 +4,7 @@ import itertools
 import os
 import shutil
 
-from content import data_ranges
+from content import data_ranges, make_noise
 from lab import Domain
 from meter import MIB, Failed, Sample, cold, measure, output, same, say, tree_size, warm
 from tools import Virtnbdbackup, Vmkeep
@@ -202,9 +202,9 @@ def fixed_blocks(history, folder):
 
 
 class Live:
-    """A running domain with a full gibibyte that nothing compresses, read over NBD; and one with nothing dirty."""
+    """A running domain with a full gibibyte that nothing compresses, read over NBD; and the same with nothing written to it."""
 
-    WORKS = ["live", "idle"]
+    WORKS = ["live", "idle", "live-again"]
 
     def __init__(self, lab, program, folder, results, size):
         self.lab, self.folder, self.results, self.size = lab, folder, results, size
@@ -214,9 +214,7 @@ class Live:
 
     def run(self, rounds):
         raw = os.path.join(self.folder, "live.raw")
-        with open("/dev/urandom", "rb") as source, open(raw, "wb") as out:
-            for _ in range(self.size // MIB):
-                out.write(source.read(MIB))
+        make_noise(raw, self.size)
         self.domain.start(raw)
         turns = [self.turn_of_vmkeep, self.nbdcopy, self.turn_of_virtnbdbackup]
         for number in range(rounds):
@@ -231,6 +229,7 @@ class Live:
     def turn_of_vmkeep(self, number, raw):
         self.full(self.vmkeep, "full", number, raw)
         self.idle(number)
+        self.again(number)
         self.domain.forget_checkpoints()
 
     def turn_of_virtnbdbackup(self, number, raw):
@@ -259,6 +258,13 @@ class Live:
                       f"<scratch file='{place}/bench.scratch'/></disk></disks></domainbackup>\n")
         script = f"virsh -q -c '{uri}' backup-begin {name} {job} && virsh -q -c '{uri}' domjobabort {name}"
         self.results.add(measure(["sh", "-c", script], self.log), "idle", "libvirt", number)
+
+    def again(self, number):
+        """A full that is asked for, of what is stored already."""
+        warm(self.domain.image)
+        self.results.add(self.vmkeep.domain_backup("full"), "live-again", "vmkeep", number)
+        self.vmkeep.remember(self.domain.name)
+        self.results.facts.setdefault("live_again", {})[str(number)] = self.vmkeep.newest["stats"]["stored_bytes"]
 
     def nbdcopy(self, number, raw):
         out = os.path.join(self.folder, "copy.raw")

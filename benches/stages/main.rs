@@ -1,7 +1,9 @@
-//! What each stage of vmkeep costs, with the bare loop beside it that it cannot be faster than.
+//! What each stage of vmkeep costs, with a bare loop beside it.
 //!
 //! `cargo bench` prints the tables. Ratios within one run are what counts: the machine is the same then.
 //! `VMKEEP_BENCH_MIB` sets the size of the image that goes from end to end (default 256).
+
+mod f_end_to_end;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -31,9 +33,7 @@ use vmkeep::monitor::Recorder;
 use vmkeep::nbd::Address;
 use vmkeep::ops::RequestedLevel;
 use vmkeep::ops::backup::{ImageBackupOptions, ImageInput, backup_image};
-use vmkeep::ops::restore::{ImageFormat, OnDamage, RestoreOptions, RestoreOutput, restore};
-use vmkeep::ops::verify::{VerifyLevel, VerifyOptions, verify};
-use vmkeep::repo::{CreateOptions, Environment, Repository};
+use vmkeep::repo::{CreateOptions, Environment, Repository, is_zero};
 use vmkeep::source::DiskSource;
 use vmkeep::source::image::{ImageFileFormat, open_image};
 use vmkeep::source::nbd::NbdDisk;
@@ -126,6 +126,19 @@ mod a_bytes {
     }
 
     #[divan::bench]
+    fn bare_compare(bencher: Bencher<'_, '_>) {
+        let other = sample().to_vec();
+        per_byte(bencher, |bytes| u64::from(bytes == divan::black_box(other.as_slice())));
+    }
+
+    /// Zeroes to the end.
+    #[divan::bench]
+    fn see_zeroes(bencher: Bencher<'_, '_>) {
+        let zeroes = vec![0; sample().len()];
+        bencher.counter(BytesCount::of_slice(&zeroes)).bench(|| is_zero(divan::black_box(&zeroes)));
+    }
+
+    #[divan::bench]
     fn cut(bencher: Bencher<'_, '_>) {
         let cutter = cutter();
         per_byte(bencher, |bytes| cutter.cut(bytes).count() as u64);
@@ -168,10 +181,14 @@ mod a_bytes {
         });
     }
 
+    /// All of it, noise too, with the tables that frames are made with.
     #[divan::bench(sample_count = 20)]
     fn bare_zstd_3(bencher: Bencher<'_, '_>) {
         per_byte(bencher, |bytes| {
-            bytes.chunks(1 << 20).map(|piece| zstd::bulk::compress(piece, 3).unwrap().len() as u64).sum()
+            let mut compressor = zstd::bulk::Compressor::new(3).unwrap();
+            compressor.set_parameter(zstd::zstd_safe::CParameter::HashLog(16)).unwrap();
+            compressor.set_parameter(zstd::zstd_safe::CParameter::ChainLog(14)).unwrap();
+            bytes.chunks(1 << 20).map(|piece| compressor.compress(piece).unwrap().len() as u64).sum()
         });
     }
 
@@ -526,8 +543,8 @@ impl Place {
     }
 }
 
-fn keep(repository: &Repository, image: &Path) {
-    let options = ImageBackupOptions {
+fn options(image: &Path) -> ImageBackupOptions {
+    ImageBackupOptions {
         domain: "bench".into(),
         disk: "vda".into(),
         input: ImageInput::File { path: image.to_path_buf(), format: None },
@@ -535,8 +552,11 @@ fn keep(repository: &Repository, image: &Path) {
         tags: Vec::new(),
         read_limit: None,
         dry_run: false,
-    };
-    backup_image(repository, &options, &Recorder::new()).unwrap();
+    }
+}
+
+fn keep(repository: &Repository, image: &Path) {
+    backup_image(repository, &options(image), &Recorder::new()).unwrap();
 }
 
 /// Images that are read, without anything done with what they hold. They are in the page cache.
@@ -622,103 +642,5 @@ mod e_sources {
                     NbdDisk::open(&server.address(), server.export(), None, label, &silent).unwrap();
                 read_whole(&mut source);
             });
-    }
-}
-
-mod f_end_to_end {
-    use super::*;
-
-    #[divan::bench(sample_count = 3, sample_size = 1)]
-    fn bare_read_and_blake3(bencher: Bencher<'_, '_>) {
-        let place = Place::new();
-        bencher.counter(BytesCount::new(place.len)).bench_local(|| {
-            let (mut file, mut hasher) = (File::open(place.image()).unwrap(), blake3::Hasher::new());
-            let mut buffer = vec![0; MIB as usize];
-            loop {
-                match file.read(&mut buffer).unwrap() {
-                    0 => return hasher.finalize(),
-                    len => hasher.update(&buffer[..len]),
-                };
-            }
-        });
-    }
-
-    #[divan::bench(sample_count = 3, sample_size = 1)]
-    fn first_backup(bencher: Bencher<'_, '_>) {
-        let place = Place::new();
-        let mut number = 0;
-        bencher.counter(BytesCount::new(place.len)).bench_local(|| {
-            number += 1;
-            keep(&place.create(&format!("first-{number}")), &place.image());
-        });
-    }
-
-    #[divan::bench(sample_count = 3, sample_size = 1)]
-    fn unchanged_again(bencher: Bencher<'_, '_>) {
-        let place = Place::new();
-        let repository = place.filled();
-        bencher.counter(BytesCount::new(place.len)).bench_local(|| keep(&repository, &place.image()));
-    }
-
-    /// Read in full; one block of 4 KiB in a hundred differs.
-    #[divan::bench(sample_count = 3, sample_size = 1)]
-    fn one_percent_changed(bencher: Bencher<'_, '_>) {
-        let place = Place::new();
-        let mut number = 0;
-        bencher
-            .counter(BytesCount::new(place.len))
-            .with_inputs(|| {
-                number += 1;
-                let repository = place.create(&format!("changed-{number}"));
-                keep(&repository, &place.image());
-                repository
-            })
-            .bench_local_values(|repository| keep(&repository, &place.changed()));
-    }
-
-    /// The image once more, as a restore writes it: synced at the end.
-    #[divan::bench(sample_count = 3, sample_size = 1)]
-    fn bare_copy_and_sync(bencher: Bencher<'_, '_>) {
-        let place = Place::new();
-        let target = place.dir.path().join("copy");
-        bencher.counter(BytesCount::new(place.len)).bench_local(|| {
-            let (mut from, mut to) = (File::open(place.image()).unwrap(), File::create(&target).unwrap());
-            let mut buffer = vec![0; MIB as usize];
-            loop {
-                match from.read(&mut buffer).unwrap() {
-                    0 => return to.sync_all().unwrap(),
-                    len => to.write_all(&buffer[..len]).unwrap(),
-                }
-            }
-        });
-    }
-
-    #[divan::bench(sample_count = 3, sample_size = 1)]
-    fn restore_to_raw(bencher: Bencher<'_, '_>) {
-        let place = Place::new();
-        let repository = place.filled();
-        let record = repository.catalog(&Recorder::new()).unwrap().points().last().unwrap().record.clone();
-        let options = RestoreOptions {
-            output: RestoreOutput::Directory(place.dir.path().join("restored")),
-            disks: Vec::new(),
-            format: ImageFormat::Raw,
-            force: true,
-            on_damage: OnDamage::Fail,
-            dry_run: false,
-        };
-        bencher
-            .counter(BytesCount::new(place.len))
-            .bench_local(|| restore(&repository, &record, &options, &Recorder::new()).unwrap());
-    }
-
-    #[divan::bench(sample_count = 3, sample_size = 1)]
-    fn verify_data(bencher: Bencher<'_, '_>) {
-        let place = Place::new();
-        let repository = place.filled();
-        let options = VerifyOptions { level: VerifyLevel::Data, ..VerifyOptions::default() };
-        bencher.counter(BytesCount::new(place.len)).bench_local(|| {
-            let report = verify(&repository, &options, &Recorder::new()).unwrap();
-            assert!(report.findings.is_empty());
-        });
     }
 }
