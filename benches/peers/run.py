@@ -84,7 +84,7 @@ def pointed(options, results, lab, folder):
     small, last = options.size == "small", works.History(options.data, results)
     image = last.image(last.last)
     made = text_disk(options, folder) if small or not os.path.exists(image) else None
-    age.many_points(lab, options.vmkeep, folder, results, made or image, [6, 100 if small else 500], restores(options, "points"))
+    age.many_points(lab, options.vmkeep, folder, results, made or image, [6, 60 if small else 500], restores(options, "points"))
     if made:
         os.unlink(made)
 
