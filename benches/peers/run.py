@@ -105,7 +105,7 @@ def profile(options, results, lab, folder):
     results.facts.pop("profile", None)
     work = works.History(options.data, results)
     if work.steps >= 2:
-        stages.profile(options.vmkeep, folder, results, work, lab, options.live_mib << 20)
+        stages.profile(options.vmkeep, folder, results, work, lab, options.live_mib << 20, options.size != "small")
 
 
 def note_version(results, tool):

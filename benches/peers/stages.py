@@ -29,13 +29,13 @@ STAGES = [
 ]
 
 
-def record(folder, name, argv, env):
+def record(folder, name, argv, env, draws):
     """Runs a command below perf; returns the share of its samples that each stage has, in percent.
 
-    Where inferno is there, `folder`/flame has a flame graph of it too.
+    If it `draws`, and inferno is there, `folder`/flame has a flame graph of it too, which takes minutes and gigabytes.
     """
     data = os.path.join(folder, "perf.data")
-    draws = shutil.which("inferno-flamegraph") is not None
+    draws = draws and shutil.which("inferno-flamegraph") is not None
     stacks = ["--call-graph", "dwarf,4096"] if draws else []
     output(["perf", "record", "-q", "-F", "997", *stacks, "-o", data, *argv], env)
     if draws:
@@ -68,7 +68,7 @@ def draw(folder, name, data):
     say(f"drawn: {graph}")
 
 
-def profile(program, folder, results, history, lab, noise):
+def profile(program, folder, results, history, lab, noise, draws):
     """What vmkeep does with a database server in a few days, work by work; and with a domain of `noise` bytes of random data."""
     if shutil.which("perf") is None:
         say("no perf here: nothing is said about where the time goes")
@@ -80,20 +80,21 @@ def profile(program, folder, results, history, lab, noise):
     out = os.path.join(folder, "profile.raw")
     shares = {}
     try:
-        note = lambda name, *argv: shares.update({name: record(folder, name, [program, *argv], tool.env)})
+        note = lambda name, *argv: shares.update({name: record(folder, name, [program, *argv], tool.env, draws)})
         note("first backup", "backup", "-q", "--file", first, "--name", "db")
         tool.remember("db.T0")
         tool.next("db.T1", history.image("db.T1"), 1)
         domain.become(2)
         cold()
         note("incremental by dirty bitmap", "-c", domain.uri(), "backup", "-q", domain.name, "-l", "inc")
+        domain.remove()
         warm(later)
         note(UNCHANGED, "backup", "-q", "--file", later, "--name", "db")
         note("restore", "restore", "-q", "db", "--to", f"vda={out}")
+        os.unlink(out)
         note("verify --data", "verify", "-q", "--data")
         tool.vmkeep("forget", "-q", "-y", "--force", *tool.points["db.T0"])
         note("prune to the last byte", "prune", "-q", "--max-unused", "0%")
-        domain.remove()
         make_noise(out, noise)
         random.start(out)
         warm(random.image)
@@ -114,7 +115,7 @@ def rows(facts):
     if not found:
         return ["### Where the time goes", "", "Not measured: perf was not there, or the part `profile` did not run.", ""]
     lines = ["### Where the time goes", "", "Shares of vmkeep's CPU time on all cores, in percent, with the database server but for the last; sampled by perf.",
-             "`scripts/bench profile` leaves a flame graph of each in `BENCH_DIR`.", "", "| | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
+             "`scripts/bench profile` leaves a flame graph of each in `BENCH_DIR`, but for the small size.", "", "| | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
     for name, _ in STAGES:
         values = [work.get(name, 0.0) for work in found.values()]
         if max(values) >= 0.5:
