@@ -5,59 +5,15 @@ use std::io::{Read, Write};
 
 use divan::Bencher;
 use divan::counter::BytesCount;
-use vmkeep::buffer::{Buffer, Payload};
-use vmkeep::error::Result;
-use vmkeep::extent::{ByteRange, RangeSet};
 use vmkeep::format::point::PointRecord;
-use vmkeep::monitor::{Monitor, Recorder};
-use vmkeep::ops::backup::backup_source;
+use vmkeep::monitor::Recorder;
 use vmkeep::ops::forget::forget;
 use vmkeep::ops::prune::{PruneOptions, prune};
 use vmkeep::ops::restore::{ImageFormat, OnDamage, RestoreOptions, RestoreOutput, restore};
 use vmkeep::ops::verify::{VerifyLevel, VerifyOptions, verify};
 use vmkeep::repo::Repository;
-use vmkeep::source::{DiskSource, READ_WINDOW};
 
-use super::{MIB, Place, disk_content, keep, options};
-
-/// A disk in memory, of which each piece is copied once.
-struct MemoryDisk(Vec<u8>);
-
-impl DiskSource for MemoryDisk {
-    fn label(&self) -> String {
-        "memory".into()
-    }
-
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn dirty(&mut self, _monitor: &dyn Monitor) -> Result<Option<RangeSet>> {
-        Ok(None)
-    }
-
-    fn data(&mut self, within: &RangeSet, _monitor: &dyn Monitor) -> Result<RangeSet> {
-        Ok(within.clone())
-    }
-
-    fn read(
-        &mut self,
-        ranges: &RangeSet,
-        _monitor: &dyn Monitor,
-        sink: &mut dyn FnMut(ByteRange, Payload) -> Result<()>,
-    ) -> Result<()> {
-        for range in ranges.iter() {
-            let mut start = range.start();
-            while start < range.end() {
-                let end = range.end().min((start / READ_WINDOW + 1) * READ_WINDOW);
-                let bytes = self.0[start as usize..end as usize].to_vec();
-                sink(ByteRange::between(start, end).unwrap(), Payload::Data(Buffer::from(bytes)))?;
-                start = end;
-            }
-        }
-        Ok(())
-    }
-}
+use super::{MIB, Place, disk_content, keep};
 
 fn newest(repository: &Repository) -> std::sync::Arc<PointRecord> {
     repository.catalog(&Recorder::new()).unwrap().points().last().unwrap().record.clone()
@@ -88,23 +44,12 @@ fn first_backup(bencher: Bencher<'_, '_>) {
     });
 }
 
+/// What is read, from the page cache, is hashed and compared with the map.
 #[divan::bench(sample_count = 3, sample_size = 1)]
 fn unchanged_again(bencher: Bencher<'_, '_>) {
     let place = Place::new();
     let repository = place.filled();
     bencher.counter(BytesCount::new(place.len)).bench_local(|| keep(&repository, &place.image()));
-}
-
-/// What is read is hashed and compared with the map; of reading there is only a copy in memory.
-#[divan::bench(sample_count = 3, sample_size = 1)]
-fn unchanged_in_memory(bencher: Bencher<'_, '_>) {
-    let place = Place::new();
-    let repository = place.filled();
-    let (mut disk, how) = (MemoryDisk(std::fs::read(place.image()).unwrap()), options(&place.image()));
-    bencher.counter(BytesCount::new(place.len)).bench_local(|| {
-        let report = backup_source(&repository, &how, &mut disk, &Recorder::new()).unwrap();
-        assert_eq!(report.stats.stored_bytes, 0);
-    });
 }
 
 /// Read in full; one block of 4 KiB in a hundred differs.
@@ -187,7 +132,8 @@ fn prune_to_the_last_byte(bencher: Bencher<'_, '_>) {
     for (part, seed) in content.chunks_mut(MIB as usize).zip(1000..).step_by(2) {
         part.copy_from_slice(&disk_content(part.len() as u64, seed));
     }
-    let (mut other, how, mut number) = (MemoryDisk(content), options(&place.image()), 0);
+    let (other, mut number) = (place.dir.path().join("other"), 0);
+    std::fs::write(&other, content).unwrap();
     bencher
         .counter(BytesCount::new(place.len))
         .with_inputs(|| {
@@ -195,7 +141,7 @@ fn prune_to_the_last_byte(bencher: Bencher<'_, '_>) {
             let (repository, silent) = (place.create(&format!("pruned-{number}")), Recorder::new());
             keep(&repository, &place.image());
             let first = newest(&repository).id;
-            backup_source(&repository, &how, &mut other, &silent).unwrap();
+            keep(&repository, &other);
             forget(&repository, &[first], "", false, &silent).unwrap();
             repository
         })

@@ -543,8 +543,8 @@ impl Place {
     }
 }
 
-fn options(image: &Path) -> ImageBackupOptions {
-    ImageBackupOptions {
+fn keep(repository: &Repository, image: &Path) {
+    let options = ImageBackupOptions {
         domain: "bench".into(),
         disk: "vda".into(),
         input: ImageInput::File { path: image.to_path_buf(), format: None },
@@ -552,11 +552,8 @@ fn options(image: &Path) -> ImageBackupOptions {
         tags: Vec::new(),
         read_limit: None,
         dry_run: false,
-    }
-}
-
-fn keep(repository: &Repository, image: &Path) {
-    backup_image(repository, &options(image), &Recorder::new()).unwrap();
+    };
+    backup_image(repository, &options, &Recorder::new()).unwrap();
 }
 
 /// Images that are read, without anything done with what they hold. They are in the page cache.
