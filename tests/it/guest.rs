@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
-use std::thread::sleep;
-use std::time::Duration;
 
 use crate::support::{Lab, Vmkeep, point, run};
 
@@ -51,14 +49,18 @@ fn a_guest_that_writes_on_is_restored_as_it_was_at_the_instant() {
     lab.cmd(&["agent", "g"]);
     let vmkeep = Vmkeep::init(Some(&lab));
     let mut points = Vec::new();
+    // one file on each disk in a round
+    let mut round = 6;
     for level in ["full", "inc", "diff"] {
-        sleep(Duration::from_secs(2));
+        guest(&lab, &["wait", "g", &format!("round {round}")]);
         let summary = vmkeep.backup(&["g", "-l", level, "--freeze", "require"]);
         assert_eq!(summary["consistency"], "frozen", "{summary}");
         assert_thawed(&lab);
-        points.push((point(&summary), guest(&lab, &["hashes", "g"])));
+        let files = guest(&lab, &["hashes", "g"]);
+        round = newest_files(&files)["vda"] + 3;
+        points.push((point(&summary), files));
     }
-    sleep(Duration::from_secs(2));
+    guest(&lab, &["wait", "g", &format!("round {round}")]);
     let unfrozen = vmkeep.backup(&["g", "-l", "inc", "--freeze", "no"]);
     assert_eq!(unfrozen["consistency"], "crash", "{unfrozen}");
 
