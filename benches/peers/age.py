@@ -160,9 +160,11 @@ def count_reads(trace, packs):
 
 
 def fragments(lab, program, folder, results, raw, marks, rounds):
-    """Writes all over the disk; then what heals it: prune, and a new full."""
+    """Writes all over the disk; then what heals it: prune, and a new full. Removes `raw`."""
     aging = Aging(lab, program, folder, results, "age", seed=5)
     aging.begin(raw, BLOCKS)
+    # the domain has a copy, and the states and what they restore to want the room
+    os.unlink(raw)
     for point in marks:
         aging.increment_to(point)
         aging.keep(f"point {point}")

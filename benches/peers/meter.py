@@ -43,7 +43,7 @@ class Failed(Exception):
 
 
 def say(text):
-    print(f"bench: {text}", file=sys.stderr, flush=True)
+    print(f"{time.strftime('%T')} bench: {text}", file=sys.stderr, flush=True)
 
 
 def machine():
@@ -140,10 +140,10 @@ def tree_size(path):
 
 
 def same(one, other):
-    """Fails unless two files hold the same bytes, and as many."""
+    """Fails unless two disks hold the same bytes, and as many. Holes, which are zeroes, are not read."""
     if os.path.getsize(one) != os.path.getsize(other):
         raise Failed(f"{one} and {other} differ in length")
-    output(["cmp", one, other])
+    output(["qemu-img", "compare", "-f", "raw", "-F", "raw", one, other])
 
 
 class Results:

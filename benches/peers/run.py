@@ -73,10 +73,8 @@ def scattered(options, results, lab, folder):
 
 
 def aged(options, results, lab, folder):
-    disk = text_disk(options, folder)
-    marks = [6, 20, 40] if options.size == "small" else [6, 100, 200]
-    age.fragments(lab, options.vmkeep, folder, results, disk, marks, restores(options, "age"))
-    os.unlink(disk)
+    marks = [6, 12, 20] if options.size == "small" else [6, 100, 200]
+    age.fragments(lab, options.vmkeep, folder, results, text_disk(options, folder), marks, restores(options, "age"))
 
 
 def pointed(options, results, lab, folder):
@@ -84,7 +82,7 @@ def pointed(options, results, lab, folder):
     small, last = options.size == "small", works.History(options.data, results)
     image = last.image(last.last)
     made = text_disk(options, folder) if small or not os.path.exists(image) else None
-    age.many_points(lab, options.vmkeep, folder, results, made or image, [6, 60 if small else 500], restores(options, "points"))
+    age.many_points(lab, options.vmkeep, folder, results, made or image, [6, 40 if small else 500], restores(options, "points"))
     if made:
         os.unlink(made)
 
