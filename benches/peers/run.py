@@ -117,8 +117,9 @@ def large(options, place, parts):
     """What these parts of benches/scale have measured, in a folder of their own."""
     shutil.rmtree(place, ignore_errors=True)
     os.makedirs(place)
-    small = {"VMKEEP_SCALE_GIB": "2", "VMKEEP_SCALE_POINTS": "100", "VMKEEP_SCALE_CHUNKS": "4", "VMKEEP_SCALE_REPACK_GIB": "2", "VMKEEP_SCALE_DOMAINS": "10"}
-    env = {"VMKEEP_SCALE_DIR": place, "VMKEEP_SCALE_PROGRAM": options.vmkeep, **(small if options.size == "small" else {})}
+    small = {"GIB": 2, "POINTS": 100, "CHUNKS": 2, "REPACK_GIB": 2, "DOMAINS": 5, "DISK_GIB": 256}
+    sizes = {f"VMKEEP_SCALE_{name}": str(value) for name, value in small.items()} if options.size == "small" else {}
+    env = {"VMKEEP_SCALE_DIR": place, "VMKEEP_SCALE_PROGRAM": options.vmkeep, **sizes}
     figures = []
     for line in output(["cargo", "bench", "--locked", "--bench", "scale", "--", *parts], env).splitlines():
         if line.startswith("{"):

@@ -10,8 +10,9 @@
 //! `VMKEEP_SCALE_GIB` data of the disk (default 1024), `VMKEEP_SCALE_POINTS` (1000), `VMKEEP_SCALE_CHUNKS` of the index in
 //! millions (16), `VMKEEP_SCALE_REPACK_GIB` data of what is repacked (32), `VMKEEP_SCALE_DIR` where it is kept (a temporary
 //! directory; 32 GiB at the default sizes; a large disk that has its first point there already is gone on with),
-//! `VMKEEP_SCALE_DOMAINS` domains of the year (100), `VMKEEP_SCALE_PROGRAM` a vmkeep whose start beside all points is measured
-//! (none), `VMKEEP_SCALE_LEAF` bytes of a leaf and `VMKEEP_SCALE_FANOUT` children of an inner node (those of a new repository).
+//! `VMKEEP_SCALE_DOMAINS` domains of the year (100), `VMKEEP_SCALE_DISK_GIB` length of the disk of `metadata` (1024),
+//! `VMKEEP_SCALE_PROGRAM` a vmkeep whose start beside all points is measured (none), `VMKEEP_SCALE_LEAF` bytes of a leaf and
+//! `VMKEEP_SCALE_FANOUT` children of an inner node (those of a new repository).
 
 mod disk;
 mod year;
@@ -40,9 +41,7 @@ use vmkeep::repo::reader::ChunkReader;
 use vmkeep::repo::{CreateOptions, Environment, Repository};
 use vmkeep::storage::Storage;
 
-use disk::{Hollow, Sparse};
-
-const TIB: u64 = 1 << 40;
+use disk::{GIB, Hollow, Sparse};
 
 fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
@@ -343,7 +342,7 @@ fn prepare(dir: &Path, count: u64) -> Sparse {
     let shape = std::fs::read_to_string(dir.join("shape")).unwrap();
     let mut words = shape.split(' ');
     let mut number = || words.next().unwrap().parse::<u64>().unwrap();
-    let (gib, len) = (number(), number() * TIB);
+    let (gib, len) = (number(), number() * GIB);
     let mut disk = if words.next() == Some("spread") {
         Sparse::spread((gib * 1024).min(len >> 24), len)
     } else {
@@ -391,7 +390,7 @@ fn forget_half_and_prune(repository: &Repository) -> u64 {
 
 /// Makes a full of a disk of so many GiB, of which something in every MiB was written since the one before.
 fn write_thin(repository: &Repository, gib: u64) -> u64 {
-    let mut disk = Sparse::new(gib, 16 * TIB);
+    let mut disk = Sparse::new(gib, 16 * 1024 * GIB);
     disk.is_thin = true;
     if !repository.catalog(&Recorder::new()).unwrap().points().is_empty() {
         disk.write_everywhere();
@@ -435,7 +434,7 @@ fn disk() {
         figure(&format!("{title}: {what}"), None, done.seconds, "s");
         figure(&format!("{title}: {what}: peak memory"), Some(512.0), done.peak, "MiB");
     };
-    let (shape, begun) = (format!("{gib} 16"), dir.join("begun"));
+    let (shape, begun) = (format!("{gib} 16384"), dir.join("begun"));
     if begun.exists() {
         assert_eq!(std::fs::read_to_string(&begun).unwrap(), shape, "{} holds another disk", dir.display());
     } else {
@@ -499,14 +498,17 @@ fn metadata() {
     let dir = std::env::var_os("VMKEEP_SCALE_DIR").map_or(temporary.path().to_path_buf(), PathBuf::from);
     let dir = dir.join("metadata");
     create(&dir, false);
-    let gib = setting("VMKEEP_SCALE_GIB", 1024).min(64);
-    std::fs::write(dir.join("shape"), format!("{gib} 1 spread")).unwrap();
+    let (gib, len) = (setting("VMKEEP_SCALE_GIB", 1024).min(64), setting("VMKEEP_SCALE_DISK_GIB", 1024));
+    std::fs::write(dir.join("shape"), format!("{gib} {len} spread")).unwrap();
+    let title = if len == 1024 { "1 TiB".to_owned() } else { format!("{len} GiB") };
     let first = phase("write", &dir, 0);
-    figure("1 TiB disk with data in every MiB: first point: metadata", None, per(first.count, 1024), "MiB");
+    let name = format!("{title} disk with data in every MiB: first point: metadata");
+    figure(&name, None, per(first.count, 1024), "MiB");
     for count in [1, 16, 100, 1000, 10_000].into_iter().filter(|count| *count < gib * 1024 / 4) {
         let done = phase("write", &dir, count);
-        let name =
-            format!("1 TiB disk with data in every MiB: point of {count} scattered writes: metadata of each");
+        let name = format!(
+            "{title} disk with data in every MiB: point of {count} scattered writes: metadata of each"
+        );
         figure(&name, Some(6.0), per(done.count, count), "KiB");
     }
     std::fs::remove_dir_all(&dir).unwrap();
