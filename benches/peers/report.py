@@ -95,6 +95,9 @@ CONDITIONS = [
     "* RSS is the kernel's maximum for a process, which counts from that of the bench that has started it: what is shown as less "
     "than 50 MiB may be anything below",
 ]
+#: length of the images that the goals are for, and what is said beside smaller ones
+GOALS_LEN = 8 << 30
+SMALL = "* the data is the small one: the goals are for the full size, and on so little what a program does once weighs more"
 WORDS = {"wall": "time", "cpu": "CPU time", "size": "bytes stored"}
 
 
@@ -483,6 +486,7 @@ def write(results):
         f"* data: {len(data.get('fleet', []))} images of {data.get('virtual', 0) / (1024 * MIB):g} GiB ({', '.join(data.get('fleet', []))}), "
         f"{data.get('steps', 0)} later states of db",
         *(f"* {tool}: {version}" for tool, version in facts.get("versions", {}).items()),
+        *([SMALL] if 0 < data.get("virtual", 0) < GOALS_LEN else []),
         *CONDITIONS,
         *parts_rows(facts),
         "## Goals",
